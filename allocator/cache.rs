@@ -1,0 +1,405 @@
+//! The thread cache: for every slot a small array of free blocks, and the count of allocations, in one word.
+//! Owns: `Cache`. Called by: `global` (the fast path), `heap` (the cold paths), `registry` and `snapshot` (the counts).
+//!
+//! ```text
+//! word    63 ........................ 16 | 15 .... 8 | 7 ..... 0
+//!         allocations of this slot, ever | room left | n: blocks here
+//! items   [ oldest, ..., latest ]  n of them; `n + room` is the slot's capacity
+//! ```
+//!
+//! T1: only the cache's own thread writes it (after the thread's end, and in a forked child, whoever inherited it).
+//! T2: `items[..n]` are free blocks of the slot that nobody else has. No free block is read or written.
+//! T3: `net` is blocks refilled minus blocks flushed, so `frees = allocs + n - net`, exactly, at any moment; a reader
+//!     on another thread sees a word and a `net` that belong together (V2).
+//! T4: while a slot's items are rearranged, its word says `n = room = 0`: a fork at any instruction copies a cache that
+//!     loses at most the blocks in flight, and never has one twice.
+//!
+//! A cache of zeros is a valid cache in which every operation takes the cold path; so threads that have none yet, or
+//! have lost theirs, point at such a one that is never written (see `tls`).
+
+#![allow(
+    clippy::indexing_slicing,
+    reason = "slots and counts are bounded by the lengths of their tables"
+)]
+
+use crate::class::{SLOTS, SMALL_SLOTS, Slot};
+use crate::version::Version;
+use core::cell::{Cell, UnsafeCell};
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use nearheap_numa::const_unless_loom;
+
+/// Blocks of a small slot at most: the item array's length less one.
+pub(crate) const SMALL_CAP: usize = 63;
+const LARGE_CAP: usize = 16;
+/// Bytes of a slot's blocks at most, as long as that is one block.
+const SLOT_BYTES: usize = 16 << 10;
+/// The capacity that a slot begins with.
+const FIRST_CAP: usize = 8;
+
+const N: u64 = 0xff;
+const ROOM_SHIFT: u32 = 8;
+const ALLOCS_SHIFT: u32 = 16;
+/// One block out, and one allocation more.
+const POP: u64 = (1 << ALLOCS_SHIFT) + (1 << ROOM_SHIFT) - 1;
+/// One block in.
+const PUSH: u64 = 1_u64.wrapping_sub(1 << ROOM_SHIFT);
+
+/// Counts of blocks that pass by the slots.
+#[derive(Debug)]
+pub(crate) struct HugeCounts {
+    pub(crate) allocs: AtomicU64,
+    pub(crate) frees: AtomicU64,
+    pub(crate) allocated: AtomicU64,
+    pub(crate) freed: AtomicU64,
+}
+
+/// A thread's free blocks and counts.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Cache {
+    words: [AtomicU64; SLOTS],
+    net: [AtomicU64; SLOTS],
+    version: Version,
+    pub(crate) huge: HugeCounts,
+    /// The kernel's number of the thread.
+    pub(crate) tid: AtomicU32,
+    /// Its home shard, modulo the shards in use.
+    pub(crate) home: Cell<usize>,
+    /// The registry's links, under its lock.
+    pub(crate) next: Cell<*const Cache>,
+    pub(crate) prev: Cell<*const Cache>,
+    /// Bytes that the capacities of all slots add up to.
+    held: Cell<usize>,
+    /// Cold operations, and the slot that is looked at next for being idle.
+    cold: Cell<u32>,
+    eye: Cell<usize>,
+    /// The allocation count of each slot when it was last looked at.
+    seen: [Cell<u32>; SLOTS],
+    small: UnsafeCell<[[*mut u8; SMALL_CAP + 1]; SMALL_SLOTS]>,
+    large: UnsafeCell<[[*mut u8; LARGE_CAP]; SLOTS - SMALL_SLOTS]>,
+}
+
+// SAFETY: other threads read the atomics only (T1), or what the registry's lock protects.
+unsafe impl Sync for Cache {}
+
+/// What a slot's word says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(crate) n: usize,
+    pub(crate) room: usize,
+    pub(crate) allocs: u64,
+}
+
+impl State {
+    fn of(word: u64) -> Self {
+        Self {
+            n: (word & N) as usize,
+            room: (word >> ROOM_SHIFT & N) as usize,
+            allocs: word >> ALLOCS_SHIFT,
+        }
+    }
+
+    fn word(self) -> u64 {
+        self.n as u64 | (self.room as u64) << ROOM_SHIFT | self.allocs << ALLOCS_SHIFT
+    }
+}
+
+/// Counts of one slot that belong together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) allocs: u64,
+    pub(crate) frees: u64,
+    pub(crate) cached: u64,
+}
+
+/// The capacity that a slot may grow to.
+pub(crate) fn cap_limit(slot: Slot, size: usize, blocks: usize) -> usize {
+    let array = if slot.index() < SMALL_SLOTS { SMALL_CAP } else { LARGE_CAP };
+    (SLOT_BYTES / size).clamp(1, array.min(blocks.max(1)))
+}
+
+impl Cache {
+    const_unless_loom! {
+        /// A cache in which every operation is cold.
+        pub(crate) fn new() -> Self {
+            Self {
+                words: [const { AtomicU64::new(0) }; SLOTS],
+                net: [const { AtomicU64::new(0) }; SLOTS],
+                version: Version::new(),
+                huge: HugeCounts {
+                    allocs: AtomicU64::new(0),
+                    frees: AtomicU64::new(0),
+                    allocated: AtomicU64::new(0),
+                    freed: AtomicU64::new(0),
+                },
+                tid: AtomicU32::new(0),
+                home: Cell::new(0),
+                next: Cell::new(ptr::null()),
+                prev: Cell::new(ptr::null()),
+                held: Cell::new(0),
+                cold: Cell::new(0),
+                eye: Cell::new(0),
+                seen: [const { Cell::new(0) }; SLOTS],
+                small: UnsafeCell::new([[ptr::null_mut(); SMALL_CAP + 1]; SMALL_SLOTS]),
+                large: UnsafeCell::new([[ptr::null_mut(); LARGE_CAP]; SLOTS - SMALL_SLOTS]),
+            }
+        }
+    }
+
+    /// Makes zeroed memory a cache; zeros are one, except to loom.
+    ///
+    /// # Safety
+    /// `at` is memory of a cache that nobody else uses, and lives for `'a`.
+    pub(crate) unsafe fn in_zeros<'a>(at: NonNull<Self>) -> &'a Self {
+        #[cfg(loom)]
+        // SAFETY: the caller's promise.
+        unsafe {
+            (&raw mut (*at.as_ptr()).version).write(Version::new());
+        }
+        // SAFETY: the caller's promise; zeros are valid for every field.
+        unsafe { at.as_ref() }
+    }
+
+    /// Where a slot's blocks are.
+    #[inline(always)]
+    fn items(&self, slot: Slot) -> *mut *mut u8 {
+        let i = slot.index();
+        if i < SMALL_SLOTS {
+            // SAFETY: `i` is inside the array of arrays.
+            unsafe { self.small.get().cast::<[*mut u8; SMALL_CAP + 1]>().add(i).cast() }
+        } else {
+            // SAFETY: `i - SMALL_SLOTS` is inside the array of arrays.
+            unsafe { self.large.get().cast::<[*mut u8; LARGE_CAP]>().add(i - SMALL_SLOTS).cast() }
+        }
+    }
+
+    /// The latest free block of a slot, or none: then it is the cold path's turn.
+    ///
+    /// # Safety
+    /// On the cache's own thread (T1).
+    #[inline(always)]
+    pub(crate) unsafe fn pop(&self, slot: Slot) -> Option<NonNull<u8>> {
+        // SAFETY: `Slot` is less than `SLOTS`.
+        let word = unsafe { self.words.get_unchecked(slot.index()) };
+        let w = word.load(Ordering::Relaxed);
+        let n = (w & N) as usize;
+        if n == 0 {
+            return None;
+        }
+        // SAFETY: `items[..n]` are blocks (T2), and those are not null.
+        let block = unsafe { NonNull::new_unchecked(*self.items(slot).add(n - 1)) };
+        word.store(w.wrapping_add(POP), Ordering::Relaxed);
+        Some(block)
+    }
+
+    /// Keeps a free block. `false`: there is no room, and it is the cold path's turn.
+    ///
+    /// # Safety
+    /// On the cache's own thread (T1), with a block of the slot that nobody has any more (T2).
+    #[inline(always)]
+    pub(crate) unsafe fn push(&self, slot: Slot, block: *mut u8) -> bool {
+        // SAFETY: `Slot` is less than `SLOTS`.
+        let word = unsafe { self.words.get_unchecked(slot.index()) };
+        let w = word.load(Ordering::Relaxed);
+        if w & (N << ROOM_SHIFT) == 0 {
+            return false;
+        }
+        // SAFETY: there is room, so `n` is inside the array.
+        unsafe { *self.items(slot).add((w & N) as usize) = block };
+        // A fork copies the item before the word (T4); on one thread the order costs nothing.
+        core::sync::atomic::compiler_fence(Ordering::Release);
+        word.store(w.wrapping_add(PUSH), Ordering::Relaxed);
+        true
+    }
+
+    /// What a slot's word says.
+    pub(crate) fn state(&self, slot: Slot) -> State {
+        State::of(self.words[slot.index()].load(Ordering::Relaxed))
+    }
+
+    /// The blocks of a slot and the places for more.
+    ///
+    /// # Safety
+    /// On the cache's own thread, which makes no other use of the slot's items meanwhile.
+    #[allow(
+        clippy::mut_from_ref,
+        reason = "the array is behind a cell; the caller is the only one to use it"
+    )]
+    pub(crate) unsafe fn slice(&self, slot: Slot) -> &mut [*mut u8] {
+        let len = if slot.index() < SMALL_SLOTS { SMALL_CAP } else { LARGE_CAP };
+        // SAFETY: the array has `len` places at least, and the caller is alone with it.
+        unsafe { core::slice::from_raw_parts_mut(self.items(slot), len) }
+    }
+
+    /// Says that a slot's items are being rearranged (T4).
+    pub(crate) fn unsettle(&self, slot: Slot) {
+        let State { allocs, .. } = self.state(slot);
+        let word = State { n: 0, room: 0, allocs }.word();
+        // Until `settle`, the word and its net don't belong together (T3).
+        self.version.begin();
+        self.words[slot.index()].store(word, Ordering::Relaxed);
+        core::sync::atomic::compiler_fence(Ordering::Release);
+    }
+
+    /// Sets a slot's word, with `moved` blocks more refilled than flushed, so that readers see both or neither (T3).
+    pub(crate) fn settle(&self, slot: Slot, state: State, moved: isize) {
+        let i = slot.index();
+        let net = self.net[i].load(Ordering::Relaxed).wrapping_add_signed(moved as i64);
+        self.version.change(|| {
+            self.net[i].store(net, Ordering::Relaxed);
+            self.words[i].store(state.word(), Ordering::Relaxed);
+        });
+    }
+
+    /// Counts one operation on a block that doesn't pass through the slot's items: a span.
+    pub(crate) fn count_past(&self, slot: Slot, alloc: bool) {
+        let mut state = self.state(slot);
+        state.allocs += u64::from(alloc);
+        self.settle(slot, state, if alloc { 1 } else { -1 });
+    }
+
+    /// Counts a block that changed its slot where it stands: a free of the one, an allocation of the other.
+    pub(crate) fn count_move(&self, from: Slot, to: Slot) {
+        self.count_past(from, false);
+        self.count_past(to, true);
+    }
+
+    /// The counts of a slot, from any thread.
+    pub(crate) fn counts(&self, slot: Slot) -> Counts {
+        let i = slot.index();
+        let ((word, net), _) = self
+            .version
+            .look(|| (self.words[i].load(Ordering::Relaxed), self.net[i].load(Ordering::Relaxed)));
+        let State { n, allocs, .. } = State::of(word);
+        let frees = allocs.wrapping_add(n as u64).wrapping_sub(net);
+        Counts { allocs, frees, cached: n as u64 }
+    }
+
+    /// The capacity for a slot after it ran dry or full: twice as much, within its limit and the thread's budget.
+    pub(crate) fn grown_cap(&self, slot: Slot, size: usize, limit: usize, budget: usize) -> usize {
+        let State { n, room, .. } = self.state(slot);
+        let cap = n + room;
+        let want = (cap * 2).max(FIRST_CAP).min(limit);
+        let more = want.saturating_sub(cap) * size;
+        if cap > 0 && self.held.get() + more > budget {
+            return cap;
+        }
+        if self.held.get() + more > budget { 1 } else { want.max(cap) }
+    }
+
+    /// Counts the capacity that a slot is about to be settled with, in place of the one it has.
+    pub(crate) fn hold(&self, slot: Slot, size: usize, cap: usize) {
+        let State { n, room, .. } = self.state(slot);
+        self.held.set(self.held.get() + cap * size - (n + room) * size);
+    }
+
+    /// Takes every block out of a slot and forgets its capacity; the blocks, of which the first `n` count.
+    ///
+    /// # Safety
+    /// On the cache's own thread.
+    pub(crate) unsafe fn empty(&self, slot: Slot, size: usize, out: &mut [*mut u8; 64]) -> usize {
+        let State { n, room, allocs } = self.state(slot);
+        // SAFETY: the caller's promise.
+        let items = unsafe { self.slice(slot) };
+        out[..n].copy_from_slice(&items[..n]);
+        self.settle(slot, State { n: 0, room: 0, allocs }, -n.cast_signed());
+        self.held.set(self.held.get().saturating_sub((n + room) * size));
+        n
+    }
+
+    /// Once in a while, the next slot if it has blocks and hasn't been used since it was looked at last.
+    pub(crate) fn idle_slot(&self) -> Option<Slot> {
+        let cold = self.cold.get().wrapping_add(1);
+        self.cold.set(cold);
+        if !cold.is_multiple_of(16) {
+            return None;
+        }
+        let i = (self.eye.get() + 1) % SLOTS;
+        self.eye.set(i);
+        let slot = Slot::all().nth(i)?;
+        let State { n, allocs, .. } = self.state(slot);
+        let unused = self.seen[i].replace(allocs as u32) == allocs as u32;
+        (n > 0 && unused).then_some(slot)
+    }
+
+    /// Makes it as new for another thread. Its counts have been taken over before.
+    pub(crate) fn reset(&self) {
+        for slot in Slot::all() {
+            self.words[slot.index()].store(0, Ordering::Relaxed);
+            self.net[slot.index()].store(0, Ordering::Relaxed);
+            self.seen[slot.index()].set(0);
+        }
+        for count in [&self.huge.allocs, &self.huge.frees, &self.huge.allocated, &self.huge.freed] {
+            count.store(0, Ordering::Relaxed);
+        }
+        self.version.abandon();
+        self.held.set(0);
+    }
+}
+
+impl HugeCounts {
+    /// Counts one operation by the thread that owns these counts.
+    pub(crate) fn count(&self, alloc: bool, bytes: usize) {
+        let (count, sum) =
+            if alloc { (&self.allocs, &self.allocated) } else { (&self.frees, &self.freed) };
+        count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        sum.store(sum.load(Ordering::Relaxed).wrapping_add(bytes as u64), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(not(loom))]
+    impl Cache {
+        /// The capacities add up to what the budget is told.
+        pub(crate) fn audit(&self, classes: &crate::class::Classes) {
+            let held: usize = Slot::all()
+                .map(|slot| (self.state(slot), classes.bytes(slot)))
+                .map(|(State { n, room, .. }, size)| (n + room) * size)
+                .sum();
+            assert_eq!(self.held.get(), held, "bytes of capacities");
+        }
+    }
+
+    #[test]
+    fn one_addition_keeps_the_stack_and_the_count() {
+        let cache = Cache::new();
+        let slot = Slot::small(48);
+        let (mut a, mut b) = (0_u8, 0_u8);
+        // SAFETY: this thread made the cache; the blocks are two locals that nothing else uses.
+        unsafe {
+            assert!(cache.pop(slot).is_none(), "zeros have no blocks");
+            assert!(!cache.push(slot, &mut a), "and no room");
+            cache.settle(slot, State { n: 0, room: 2, allocs: 7 }, 0);
+            assert!(cache.push(slot, &mut a) && cache.push(slot, &mut b));
+            assert!(!cache.push(slot, &mut a), "full");
+            assert_eq!(cache.pop(slot), NonNull::new(&raw mut b));
+            assert_eq!(cache.pop(slot), NonNull::new(&raw mut a));
+        }
+        assert_eq!(cache.state(slot), State { n: 0, room: 2, allocs: 9 });
+        assert_eq!(cache.counts(slot), Counts { allocs: 9, frees: 9, cached: 0 });
+    }
+
+    #[test]
+    fn counts_see_a_word_and_its_net_together() {
+        let cache = Cache::new();
+        let slot = Slot::small(16);
+        std::thread::scope(|s| {
+            let cache = &cache;
+            s.spawn(move || {
+                for i in 0..200_000_u64 {
+                    // One refilled, one handed out; one taken back, one flushed: one block in use at most.
+                    cache.settle(slot, State { n: 0, room: 0, allocs: i + 1 }, 1);
+                    cache.settle(slot, State { n: 0, room: 0, allocs: i + 1 }, -1);
+                }
+            });
+            for _ in 0..50_000 {
+                let Counts { allocs, frees, .. } = cache.counts(slot);
+                assert!(allocs - frees <= 1, "{allocs} {frees}");
+            }
+        });
+    }
+}

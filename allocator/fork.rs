@@ -1,0 +1,62 @@
+//! fork: the child gets a heap in which no lock is held and no block is lost.
+//! Called by: the C library, around `fork`, once `start` has registered it.
+//!
+//! Before the fork, the forking thread enters every lock, in one order everywhere: start, registry, purger,
+//! magazines, shards, metadata, huge. Nobody else is inside anything then, so what the child copies is whole. Both sides
+//! leave the locks; the child then takes over the caches of the threads that it doesn't have: their words and items
+//! agree at every instruction (T4), but for the blocks that a thread was just moving, at most half a slot of them.
+
+use crate::fault;
+use crate::start::{HEAP, STARTING};
+use crate::tls::{self, Standing};
+use core::ptr;
+use core::sync::atomic::Ordering;
+use nearheap_numa::os;
+
+/// Registers the handlers. Where the C library has no memory for that, a fork while another thread is inside the heap
+/// may leave the child without it; the process itself is not affected.
+pub(crate) fn register() {
+    unsafe extern "C" {
+        fn pthread_atfork(
+            prepare: Option<unsafe extern "C" fn()>,
+            parent: Option<unsafe extern "C" fn()>,
+            child: Option<unsafe extern "C" fn()>,
+        ) -> libc::c_int;
+    }
+    // SAFETY: the handlers are functions that live as long as the process.
+    let _ = unsafe { pthread_atfork(Some(prepare), Some(parent), Some(child)) };
+}
+
+unsafe extern "C" fn prepare() {
+    STARTING.hold();
+    HEAP.hold();
+}
+
+unsafe extern "C" fn parent() {
+    // SAFETY: `prepare` entered all of them on this thread, or on the one that this is the copy of.
+    unsafe {
+        HEAP.let_go();
+        STARTING.let_go();
+    }
+}
+
+unsafe extern "C" fn child() {
+    // SAFETY: the child's only thread is the copy of the one that ran `prepare`.
+    unsafe { parent() };
+    let own = tls::cache();
+    if let Standing::Working(cache) = tls::standing() {
+        cache.tid.store(os::tid(), Ordering::Relaxed);
+    }
+    loop {
+        let other = {
+            let registry = HEAP.registry.lock();
+            registry.living().map(ptr::from_ref).find(|&c| !ptr::eq(c, own))
+        };
+        // SAFETY: a cache in the registry, which lives for ever.
+        let Some(cache) = (unsafe { other.and_then(|c| c.as_ref()) }) else { return };
+        // SAFETY: its thread doesn't exist in this process.
+        if let Err(fault) = unsafe { HEAP.dismiss(cache) } {
+            fault::die(fault);
+        }
+    }
+}

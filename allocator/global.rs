@@ -1,0 +1,208 @@
+//! `NearHeap`: the type that a program makes its global allocator.
+//! Owns: the four operations of `GlobalAlloc`. Called by: the program, through `alloc::alloc` and its like.
+//!
+//! The fast path is what is written out here: the slot by arithmetic on the layout, one word and one pointer of the
+//! thread's cache. Everything else is one cold call away.
+
+use crate::cache::Cache;
+use crate::class::{GRANULE, SMALL_MAX, Slot};
+use crate::config::Config;
+use crate::fault::{self, Fault};
+use crate::start::{self, HEAP};
+use crate::tls::{self, Standing};
+use core::alloc::{GlobalAlloc, Layout};
+use core::ptr;
+
+/// The allocator, as a value for `#[global_allocator]`.
+///
+/// ```
+/// #[global_allocator]
+/// static GLOBAL: nearheap::NearHeap = nearheap::NearHeap::new();
+/// # fn main() { assert_eq!(vec![1; 3].len(), 3); }
+/// ```
+///
+/// A process has one heap, whatever number of these values it has; the options are those of the value that serves the
+/// first allocation. No operation unwinds. Exhaustion is a null pointer; misuse that would corrupt the heap ends the
+/// process with one line on standard error and SIGABRT.
+#[derive(Clone, Copy, Debug)]
+pub struct NearHeap {
+    config: Config,
+}
+
+impl NearHeap {
+    /// The allocator with the defaults of this build.
+    pub const fn new() -> Self {
+        Self::with(Config::new())
+    }
+
+    /// The allocator with these options; the environment overrides them unless they are [locked](Config::lock).
+    pub const fn with(config: Config) -> Self {
+        Self { config }
+    }
+
+    /// The calling thread's cache, for a cold path.
+    fn cache(&self) -> Option<&'static Cache> {
+        match tls::standing() {
+            Standing::Working(cache) => Some(cache),
+            _ => start::arrive(&self.config),
+        }
+    }
+
+    /// A block that is not small: fast all the same, where a cache has one.
+    #[inline(never)]
+    fn alloc_large(&self, layout: Layout) -> *mut u8 {
+        if let Some(slot) = cached_slot(layout) {
+            // SAFETY: the pointer is this thread's cache or a sentinel of zeros, which live for ever.
+            if let Some(block) = unsafe { (*tls::cache()).pop(slot) } {
+                return block.as_ptr();
+            }
+        }
+        self.alloc_cold(layout)
+    }
+
+    #[inline(never)]
+    unsafe fn dealloc_large(&self, block: *mut u8, layout: Layout) {
+        if let Some(slot) = cached_slot(layout) {
+            // SAFETY: as in `dealloc`.
+            if unsafe { (*tls::cache()).push(slot, block) } {
+                return;
+            }
+        }
+        // SAFETY: the caller's contract.
+        unsafe { self.dealloc_cold(block, layout) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_cold(&self, layout: Layout) -> *mut u8 {
+        // A thread's first operation finds its slot empty, so this isn't asked again for the new cache.
+        // SAFETY: the cache is this thread's.
+        unsafe { HEAP.alloc(self.cache(), layout, false) }.0
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_zeroed_cold(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the cache is this thread's.
+        let (block, zero) = unsafe { HEAP.alloc(self.cache(), layout, true) };
+        if !block.is_null() && !zero {
+            // SAFETY: a block of at least the layout's size, which is nobody else's.
+            unsafe { ptr::write_bytes(block, 0, layout.size()) };
+        }
+        block
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn dealloc_cold(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the cache is this thread's; the block is nobody's any more, by the caller's contract.
+        survive(unsafe { HEAP.free(self.cache(), block, layout) });
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn realloc_cold(&self, block: *mut u8, layout: Layout, new: usize) -> *mut u8 {
+        // SAFETY: the cache is this thread's; the block is the caller's.
+        let stays = survive(unsafe { HEAP.resize(self.cache(), block, layout, new) });
+        if !stays.is_null() {
+            return stays;
+        }
+        let Ok(wanted) = Layout::from_size_align(new, layout.align()) else {
+            return ptr::null_mut();
+        };
+        // SAFETY: the new block is as large as `new` at least, the old one is the caller's until it is freed here.
+        unsafe {
+            let fresh = self.alloc(wanted);
+            if !fresh.is_null() {
+                ptr::copy_nonoverlapping(block, fresh, layout.size().min(new));
+                self.dealloc(block, layout);
+            }
+            fresh
+        }
+    }
+
+    /// Bytes that a block of this layout really has: at least the layout's size. All of them may be used, as long as
+    /// the block is given back with the layout that it was asked for with. Costs a table look-up.
+    pub fn usable_size(layout: Layout) -> usize {
+        HEAP.usable(layout)
+    }
+}
+
+impl Default for NearHeap {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn survive<T>(result: Result<T, Fault>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(fault) => fault::die(fault),
+    }
+}
+
+/// The slot of a small layout: the arithmetic that belongs into the program itself.
+#[inline(always)]
+fn small_slot(layout: Layout) -> Option<Slot> {
+    if layout.size() <= SMALL_MAX && layout.align() <= GRANULE {
+        Some(Slot::small(layout.size()))
+    } else {
+        None
+    }
+}
+
+/// The slot of a layout, if its blocks pass through caches.
+fn cached_slot(layout: Layout) -> Option<Slot> {
+    Slot::of(layout.size(), layout.align()).filter(|slot| slot.is_cached())
+}
+
+// SAFETY: blocks come from mappings of the heap's own, are aligned and large enough by K1, nobody else's until they are
+// freed (T2, C1), and stay where they are until then; nothing unwinds.
+unsafe impl GlobalAlloc for NearHeap {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let Some(slot) = small_slot(layout) else { return self.alloc_large(layout) };
+        // SAFETY: the pointer is this thread's cache or a sentinel of zeros, which live for ever.
+        match unsafe { (*tls::cache()).pop(slot) } {
+            Some(block) => block.as_ptr(),
+            None => self.alloc_cold(layout),
+        }
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        let Some(slot) = small_slot(layout) else {
+            // SAFETY: the caller's contract.
+            return unsafe { self.dealloc_large(block, layout) };
+        };
+        // SAFETY: the pointer is this thread's cache or a sentinel; the block is one of the slot, since the layout is
+        // that of its allocation (K2), and nobody's any more.
+        unsafe {
+            if !(*tls::cache()).push(slot, block) {
+                self.dealloc_cold(block, layout);
+            }
+        }
+    }
+
+    #[inline]
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if let Some(slot) = cached_slot(layout) {
+            // SAFETY: as in `alloc`.
+            if let Some(block) = unsafe { (*tls::cache()).pop(slot) } {
+                // SAFETY: a block of at least the layout's size, which is nobody else's.
+                unsafe { ptr::write_bytes(block.as_ptr(), 0, layout.size()) };
+                return block.as_ptr();
+            }
+        }
+        self.alloc_zeroed_cold(layout)
+    }
+
+    #[inline]
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new: usize) -> *mut u8 {
+        match (Slot::of(layout.size(), layout.align()), Slot::of(new, layout.align())) {
+            (Some(from), Some(to)) if from == to => block,
+            // SAFETY: the caller's contract.
+            _ => unsafe { self.realloc_cold(block, layout, new) },
+        }
+    }
+}

@@ -1,0 +1,507 @@
+//! The granule heap: the back end. `take` and `give` are all that the layers above know of it.
+//! Owns: `Granules`. Called by: magazines' refills and drains, spans, realloc; `purge` works on it from the side.
+//!
+//! R1: never two locks at once. A shard's lock is not held across a call of the kernel.
+//! R2: every give verifies that a block begins at the address and has the extent of its class.
+//! R3: a segment belongs to one shard from its publication to its withdrawal.
+//!
+//! Any shard can serve any thread; a thread has a home shard so that threads don't meet. The number of shards in use
+//! doubles when locks are found held.
+
+#![allow(clippy::indexing_slicing, reason = "shards are indexed by remainders of their number")]
+
+use crate::class::{Classes, GRANULE, Slot};
+use crate::fault::{Fault, Misuse};
+use crate::map::SegmentMap;
+use crate::meta::{Meta, pages_of};
+use crate::segment::{SEGMENT, Segment, Tally};
+use crate::shard::{Group, Shard};
+use core::ptr::NonNull;
+use crossbeam_utils::CachePadded;
+use nearheap_numa::lock::Lock;
+use nearheap_numa::sync::{AtomicUsize, Late, Ordering};
+use nearheap_numa::{Os, PageSource, const_unless_loom, os};
+
+/// Shards there can be; two are enough for every interleaving that a model can have.
+pub(crate) const SHARDS: usize = if cfg!(loom) { 2 } else { 16 };
+/// Blocks that one give takes at most.
+pub(crate) const GIVE_MAX: usize = 64;
+/// Withdrawn segments whose metadata is kept: 16 GiB that come and go at once.
+const SPARES: usize = if cfg!(loom) { 4 } else { 4096 };
+/// After so many entries a shard judges whether its lock was found held too often...
+const ENTRIES_JUDGED: u32 = 1024;
+/// ...which is once in so many.
+const TOO_OFTEN: u32 = 32;
+
+/// One shard, and what others may read of it without its lock.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) shard: Lock<Shard>,
+    /// Bytes of blocks that are out: with the program, in caches, in magazines. Written under the lock.
+    pub(crate) taken: AtomicUsize,
+}
+
+/// The granule heap.
+#[derive(Debug)]
+pub(crate) struct Granules<O> {
+    pub(crate) source: PageSource<O>,
+    pub(crate) meta: Meta,
+    pub(crate) classes: Classes,
+    map: SegmentMap,
+    pub(crate) shards: [CachePadded<Place>; SHARDS],
+    /// Shards in use beside the first.
+    others: AtomicUsize,
+    /// Metadata of withdrawn segments, for the next ones.
+    spare: Lock<Spare>,
+    /// New segments are backed by huge pages once this many bytes are out.
+    pub(crate) huge_pages_from: Late,
+    /// Bytes of purged pages taken again, and when they were purged: what purging too early has cost.
+    pub(crate) refaults: Refaults,
+}
+
+/// Pages that were purged and needed again.
+#[derive(Debug)]
+pub(crate) struct Refaults {
+    pub(crate) bytes: AtomicUsize,
+    pub(crate) purged_ms: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Spare {
+    segments: [*mut Segment; SPARES],
+    n: usize,
+}
+
+// SAFETY: the pointers lead to metadata that nobody else uses.
+unsafe impl Send for Spare {}
+
+/// Why nothing was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The hard limit.
+    Limit,
+    /// The kernel.
+    Kernel,
+}
+
+impl<O: Os> Granules<O> {
+    const_unless_loom! {
+        pub(crate) fn new(os: O) -> Self {
+            Self {
+                source: PageSource::new(os),
+                meta: Meta::new(),
+                classes: Classes::new(),
+                map: SegmentMap::new(),
+                shards: crate::repeat!(CachePadded::new(Place {
+                    shard: Lock::new(Shard::new()),
+                    taken: AtomicUsize::new(0),
+                })),
+                others: AtomicUsize::new(0),
+                spare: Lock::new(Spare { segments: [core::ptr::null_mut(); SPARES], n: 0 }),
+                huge_pages_from: Late::new(),
+                refaults: Refaults { bytes: AtomicUsize::new(0), purged_ms: AtomicUsize::new(0) },
+            }
+        }
+    }
+
+    /// Shards in use.
+    pub(crate) fn active(&self) -> usize {
+        1 + self.others.load(Ordering::Relaxed)
+    }
+
+    /// Spreads over `n` shards from now on.
+    pub(crate) fn spread(&self, n: usize) {
+        self.others.fetch_max(n.clamp(1, SHARDS) - 1, Ordering::Relaxed);
+    }
+
+    /// Bytes of blocks that are out.
+    pub(crate) fn taken(&self) -> usize {
+        let used = self.shards.iter().take(self.active());
+        used.map(|p| p.taken.load(Ordering::Relaxed)).sum()
+    }
+
+    fn shape(&self, slot: Slot) -> (usize, usize) {
+        (self.classes.granules(slot), slot.align() / GRANULE)
+    }
+
+    /// Works in one shard, under its lock, and settles the accounts after.
+    fn enter<T>(
+        &self,
+        place: &Place,
+        wait: bool,
+        work: impl FnOnce(&mut Shard, &mut Tally) -> (T, isize),
+    ) -> Option<(T, bool)> {
+        let mut tally = Tally::default();
+        let mut shard = if wait { place.shard.lock() } else { place.shard.try_lock()? };
+        shard.entries += 1;
+        shard.contended += u32::from(shard.was_contended());
+        let (result, out) = work(&mut shard, &mut tally);
+        let taken = place.taken.load(Ordering::Relaxed).wrapping_add_signed(out);
+        place.taken.store(taken, Ordering::Relaxed);
+        let judged = (shard.entries >= ENTRIES_JUDGED).then(|| {
+            let often = shard.contended > shard.entries / TOO_OFTEN;
+            (shard.entries, shard.contended) = (0, 0);
+            often
+        });
+        // Before anyone can take the same pages again, or fork: the accounts then agree with the pages.
+        if tally.freed != tally.taken {
+            self.source.retain(tally.freed, tally.taken);
+        }
+        drop(shard);
+        if judged == Some(true) {
+            self.add_shards();
+        }
+        if tally.refaulted > 0 {
+            self.refaults.bytes.fetch_add(tally.refaulted, Ordering::Relaxed);
+            self.refaults.purged_ms.fetch_max(tally.purged_ms as usize, Ordering::Relaxed);
+        }
+        Some((result, tally.refused))
+    }
+
+    #[cold]
+    fn add_shards(&self) {
+        let active = self.active();
+        if active < os::cpus() * 2 {
+            self.spread(active * 2);
+        }
+    }
+
+    /// Takes blocks for `slot`, as many as fit into `out` or fewer; at least one unless there is no memory.
+    pub(crate) fn take(
+        &self,
+        slot: Slot,
+        home: usize,
+        out: &mut [*mut u8],
+    ) -> Result<usize, Refusal> {
+        let shape = self.shape(slot);
+        let size = shape.0 * GRANULE;
+        self.search(home, |shard, tally| {
+            let n = shard.take(shape, out, &self.source, tally);
+            ((n > 0).then_some(n), n * size)
+        })
+    }
+
+    /// Takes one span, and whether it is known to be zero.
+    pub(crate) fn take_span(&self, slot: Slot, home: usize) -> Result<(*mut u8, bool), Refusal> {
+        let shape = self.shape(slot);
+        self.search(home, |shard, tally| {
+            let span = shard.take_span(shape, &self.source, tally);
+            (span, if span.is_some() { shape.0 * GRANULE } else { 0 })
+        })
+    }
+
+    /// Asks the home shard, then the others where nobody is inside, then for a fresh segment, and at last everywhere.
+    fn search<T>(
+        &self,
+        home: usize,
+        mut ask: impl FnMut(&mut Shard, &mut Tally) -> (Option<T>, usize),
+    ) -> Result<T, Refusal> {
+        let active = self.active();
+        let mut ask = |shard: &mut Shard, tally: &mut Tally| {
+            let (found, out) = ask(shard, tally);
+            (found, out.cast_signed())
+        };
+        for other in 0..active {
+            let place = &self.shards[(home + other) % active];
+            match self.enter(place, other == 0, &mut ask) {
+                Some((Some(found), _)) => return Ok(found),
+                Some((None, true)) => return Err(Refusal::Limit),
+                _ => {}
+            }
+        }
+        // A fresh segment is empty, but others of the same home may be faster; they can't be for ever.
+        for _ in 0..64 {
+            if !self.grow(home % active) {
+                break;
+            }
+            match self.enter(&self.shards[home % active], true, &mut ask) {
+                Some((Some(found), _)) => return Ok(found),
+                Some((None, true)) => return Err(Refusal::Limit),
+                _ => {}
+            }
+        }
+        // There is no more memory, so it is worth waiting for the shards in which somebody was.
+        for place in &self.shards {
+            if let Some((Some(found), _)) = self.enter(place, true, &mut ask) {
+                return Ok(found);
+            }
+        }
+        Err(Refusal::Kernel)
+    }
+
+    /// Adds a fresh segment to a shard.
+    #[cold]
+    #[inline(never)]
+    fn grow(&self, shard: usize) -> bool {
+        let Some(segment) = self.segment_metadata() else { return false };
+        let Some(base) = self.source.map(SEGMENT, SEGMENT) else {
+            self.keep_metadata(segment);
+            return false;
+        };
+        let huge = self.taken() >= self.huge_pages_from.get();
+        if huge {
+            // SAFETY: mapped above.
+            unsafe { self.source.advise_huge(base, SEGMENT) };
+        }
+        base.as_ptr().expose_provenance();
+        // SAFETY: metadata that nobody else has.
+        unsafe { (*segment).open(base, shard as u8, self.source.page_size(), huge) };
+        let address = base.as_ptr() as usize;
+        let listed = self.map.publish(address, segment, &self.meta, &self.source)
+            && self.list(shard, segment);
+        if !listed {
+            self.map.withdraw(address);
+            // SAFETY: mapped above, never handed out.
+            unsafe { self.source.unmap(base, SEGMENT, 0) };
+            self.keep_metadata(segment);
+        }
+        listed
+    }
+
+    fn list(&self, shard: usize, segment: *mut Segment) -> bool {
+        let shard = &self.shards[shard].shard;
+        loop {
+            if shard.lock().list(segment).is_ok() {
+                return true;
+            }
+            let Some(group) = self.meta.alloc::<Group, O>(&self.source) else {
+                return false;
+            };
+            shard.lock().add_group(group.as_ptr());
+        }
+    }
+
+    fn segment_metadata(&self) -> Option<*mut Segment> {
+        let mut spare = self.spare.lock();
+        if let Some(n) = spare.n.checked_sub(1) {
+            spare.n = n;
+            let segment = spare.segments[n % SPARES];
+            drop(spare);
+            if self.source.commit(pages_of::<Segment, O>(&self.source)) {
+                return Some(segment);
+            }
+            self.spare.lock().put(segment);
+            return None;
+        }
+        drop(spare);
+        self.meta.alloc_pages::<Segment, O>(&self.source).map(NonNull::as_ptr)
+    }
+
+    /// Keeps the metadata of a segment that is published no more; its pages go back to the kernel.
+    fn keep_metadata(&self, segment: *mut Segment) {
+        if let Some(at) = NonNull::new(segment.cast()) {
+            let len = pages_of::<Segment, O>(&self.source);
+            // SAFETY: metadata from `segment_metadata`, in pages of its own, that nobody uses. A refusal leaves garbage,
+            // which `open` and `ready` expect.
+            if unsafe { !self.source.purge(at, len) } {
+                self.source.uncommit(len);
+            }
+        }
+        self.spare.lock().put(segment);
+    }
+
+    /// Gives blocks of `slot` back: at most [`GIVE_MAX`], whose order is lost.
+    pub(crate) fn give(&self, slot: Slot, blocks: &mut [*mut u8]) -> Result<(), Fault> {
+        debug_assert!(blocks.len() <= GIVE_MAX);
+        blocks.sort_unstable();
+        let now_ms = self.source.os().now_ms();
+        let mut left = u64::MAX >> (64 - blocks.len().clamp(1, 64));
+        while left != 0 && !blocks.is_empty() {
+            let first = blocks[left.trailing_zeros() as usize];
+            let shard = self.shard_of(first, slot)?;
+            let place = &self.shards[shard % SHARDS];
+            let done = self.enter(place, true, |inside, tally| {
+                let (given, fault) = self.give_in(inside, shard, slot, blocks, left, now_ms, tally);
+                let bytes = given.count_ones() as usize * self.classes.bytes(slot);
+                ((given, fault), -bytes.cast_signed())
+            });
+            match done {
+                Some(((_, Some(fault)), _)) => return Err(fault),
+                Some(((given, None), _)) => left &= !given,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn fault(&self, misuse: Misuse, block: *mut u8, slot: Slot) -> Fault {
+        Fault { misuse, address: block as usize, size: self.classes.bytes(slot) }
+    }
+
+    fn shard_of(&self, block: *mut u8, slot: Slot) -> Result<usize, Fault> {
+        let segment = self.map.find(block as usize);
+        // SAFETY: null, or metadata, which stays readable (N2).
+        let segment = unsafe { segment.as_ref() };
+        segment.map(Segment::shard).ok_or_else(|| self.fault(Misuse::Foreign, block, slot))
+    }
+
+    /// Gives back those of `blocks` (sorted; only the ones in `left`) that are in this shard; which those were, and the fault at
+    /// which it stopped.
+    #[allow(clippy::too_many_arguments, reason = "one call, split from `give` for its length")]
+    fn give_in(
+        &self,
+        inside: &mut Shard,
+        shard: usize,
+        slot: Slot,
+        blocks: &[*mut u8],
+        left: u64,
+        now_ms: u64,
+        tally: &mut Tally,
+    ) -> (u64, Option<Fault>) {
+        let k = self.classes.granules(slot);
+        let mut given = 0;
+        let mut i = 0;
+        while i < blocks.len() {
+            let segment = self.map.find(blocks[i] as usize);
+            // SAFETY: null, or metadata, which stays readable (N2).
+            let ours = left >> i & 1 == 1
+                && unsafe { segment.as_ref() }.is_some_and(|s| s.shard() == shard);
+            if !ours {
+                i += 1;
+                continue;
+            }
+            // SAFETY: published, asked under the lock of its shard (N2), which protects it (R3).
+            let segment = unsafe { &mut *segment };
+            let n = match self.verified_run(segment, slot, &blocks[i..], k) {
+                Ok(n) => n,
+                Err(fault) => return (given, Some(fault)),
+            };
+            let g = Segment::granule(blocks[i] as usize);
+            let pages = segment.give(g, (k, n), now_ms, tally);
+            inside.given(segment, g, k * n, pages);
+            given |= (u64::MAX >> (64 - n)) << i;
+            i += n;
+        }
+        (given, None)
+    }
+
+    /// How many of `blocks` follow each other in `segment`, each verified (R2); at least one.
+    fn verified_run(
+        &self,
+        segment: &mut Segment,
+        slot: Slot,
+        blocks: &[*mut u8],
+        k: usize,
+    ) -> Result<usize, Fault> {
+        let first = blocks[0] as usize;
+        let mut n = 0;
+        for &block in blocks {
+            let address = block as usize;
+            if n > 0 && (address != first + n * k * GRANULE || address - segment.base() >= SEGMENT)
+            {
+                // The same address twice in one batch is a double free that the bits can't show yet.
+                if address == first + (n - 1) * k * GRANULE {
+                    return Err(self.fault(Misuse::DoubleFree, block, slot));
+                }
+                break;
+            }
+            if !address.is_multiple_of(GRANULE) {
+                return Err(self.fault(Misuse::NotABlock, block, slot));
+            }
+            segment
+                .check(Segment::granule(address), k)
+                .map_err(|misuse| self.fault(misuse, block, slot))?;
+            n += 1;
+        }
+        Ok(n)
+    }
+
+    /// Makes a block of slot `from` one of slot `to` where it stands. `false`: it can't be, and nothing has changed.
+    pub(crate) fn resize(&self, block: *mut u8, from: Slot, to: Slot) -> Result<bool, Fault> {
+        let (old, new) = (self.classes.granules(from), self.classes.granules(to));
+        if !(block as usize).is_multiple_of(to.align()) {
+            return Ok(false);
+        }
+        let shard = self.shard_of(block, from)?;
+        let done = self.enter(&self.shards[shard % SHARDS], true, |inside, tally| {
+            let segment = self.map.find(block as usize);
+            // SAFETY: null, or metadata (N2); the block is the caller's, so its segment stays published and in its shard.
+            let Some(segment) = (unsafe { segment.as_mut() }) else {
+                return (Err(self.fault(Misuse::Foreign, block, from)), 0);
+            };
+            let g = Segment::granule(block as usize);
+            if let Err(misuse) = segment.check(g, old) {
+                return (Err(self.fault(misuse, block, from)), 0);
+            }
+            let fits = segment.resize(g, (old, new), &self.source, tally);
+            if fits && new != old {
+                // Growing counts as well: the chunk where it ends may have been an empty one.
+                inside.given(segment, g + old.min(new), old.abs_diff(new), new < old);
+            }
+            let out = if fits {
+                (new * GRANULE).cast_signed() - (old * GRANULE).cast_signed()
+            } else {
+                0
+            };
+            (Ok(fits), out)
+        });
+        done.map_or(Ok(false), |(fits, _)| fits)
+    }
+
+    /// Withdraws an empty segment that is no longer listed, and unmaps it. `false`: the kernel refuses; list it again.
+    pub(crate) fn retire(&self, segment: *mut Segment) -> bool {
+        // SAFETY: the caller took it off its shard's list, so nobody else writes to it.
+        let (base, dirty) = unsafe { ((*segment).base(), (*segment).dirty_bytes()) };
+        let Some(at) = NonNull::new(core::ptr::with_exposed_provenance_mut(base)) else {
+            return false;
+        };
+        // SAFETY: mapped by `grow`; empty, so nobody has a block of it.
+        let gone = unsafe { self.source.unmap(at, SEGMENT, dirty) };
+        if gone {
+            self.source.retain(0, dirty);
+            self.keep_metadata(segment);
+        }
+        gone
+    }
+
+    /// Takes a segment out of the map: before [`retire`](Self::retire), under its shard's lock.
+    pub(crate) fn withdraw(&self, segment: &Segment) {
+        self.map.withdraw(segment.base());
+    }
+
+    /// Puts a segment that could not be retired back to its shard.
+    pub(crate) fn relist(&self, segment: *mut Segment) {
+        // SAFETY: metadata that nobody else has.
+        let (base, shard) = unsafe { ((*segment).base(), (*segment).shard()) };
+        // The leaf is there since the first publication, and a place was free a moment ago; where another segment took
+        // it, there may be no memory for more places: then the range stays mapped and unused, as the kernel has it.
+        let _ =
+            self.map.publish(base, segment, &self.meta, &self.source) && self.list(shard, segment);
+    }
+
+    /// Enters every lock, in order, and stays inside: for `fork`.
+    pub(crate) fn hold(&self) {
+        for place in &self.shards {
+            place.shard.hold();
+        }
+        self.spare.hold();
+        self.meta.hold();
+    }
+
+    /// # Safety
+    /// After [`hold`](Self::hold), on the same thread or its copy.
+    pub(crate) unsafe fn let_go(&self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.meta.let_go();
+            self.spare.let_go();
+            for place in &self.shards {
+                place.shard.let_go();
+            }
+        }
+    }
+}
+
+impl Spare {
+    /// Beyond these the metadata is forgotten: its pages are purged, what is lost are addresses.
+    fn put(&mut self, segment: *mut Segment) {
+        if self.n < SPARES {
+            self.segments[self.n % SPARES] = segment;
+            self.n += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;

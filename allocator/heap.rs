@@ -1,0 +1,482 @@
+//! The heap: caches, magazines, the granule heap and the huge blocks put together; the cold paths of every operation.
+//! Owns: `Heap`. Called by: `global` (for the process's heap) and tests (for heaps of their own, on any kernel).
+//!
+//! A block is always in exactly one place: with the program, in one cache, in one magazine, or in the granule heap.
+//!
+//! E1: nothing here holds a lock when it calls another layer.
+//! E2: exhaustion tries again once, after everything free was given back to the system; then it is null.
+
+use crate::cache::{Cache, SMALL_CAP, State, cap_limit};
+use crate::class::{CACHED_MAX, GRANULE, Slot};
+use crate::fault::Fault;
+use crate::granule::{GIVE_MAX, Granules, Refusal};
+use crate::huge::Huge;
+use crate::magazine::Depot;
+use crate::options::Values;
+use crate::purge::Budget;
+use crate::registry::{Ledger, Registry};
+use core::alloc::Layout;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
+use nearheap_numa::lock::Lock;
+use nearheap_numa::sync::Late;
+use nearheap_numa::{Os, const_unless_loom};
+
+/// A cache may hold this much, and a share of what is live, before its slots stop growing.
+const CACHE_FLOOR: usize = 32 << 10;
+const CACHE_SHARE: usize = 32;
+
+/// Addresses that a program can have: what is larger is refused without asking the kernel or purging for it.
+const ADDRESSES: usize = 1 << 47;
+
+/// A heap over a kernel.
+#[derive(Debug)]
+pub(crate) struct Heap<O> {
+    pub(crate) granules: Granules<O>,
+    pub(crate) depot: Depot,
+    pub(crate) huge: Huge,
+    pub(crate) registry: Lock<Registry>,
+    pub(crate) ledger: Ledger,
+    pub(crate) budget: Lock<Budget>,
+    pub(crate) knobs: Knobs,
+    /// Called when the soft limit is crossed: a `fn()`, or null.
+    pub(crate) on_soft_limit: AtomicPtr<()>,
+}
+
+/// What the options say, as far as the heap asks for it later.
+#[derive(Debug, Default)]
+pub(crate) struct Knobs {
+    cache_bytes: Late,
+    slot_blocks: Late,
+    retain: Late,
+    quiet_ms: Late,
+}
+
+impl Knobs {
+    const_unless_loom! {
+        /// The defaults.
+        fn new() -> Self {
+            Self {
+                cache_bytes: Late::new(),
+                slot_blocks: Late::new(),
+                retain: Late::new(),
+                quiet_ms: Late::new(),
+            }
+        }
+    }
+
+    /// Sets them all.
+    pub(crate) fn set(&self, values: &Values) {
+        self.cache_bytes.set(values.cache_bytes);
+        self.slot_blocks.set(values.slot_blocks);
+        self.retain.set(values.retain);
+        self.quiet_ms.set(values.purge_delay.0 as usize);
+    }
+
+    fn cache_bytes(&self) -> usize {
+        self.cache_bytes.get_or(Values::DEFAULT.cache_bytes)
+    }
+
+    fn slot_blocks(&self) -> usize {
+        self.slot_blocks.get_or(Values::DEFAULT.slot_blocks)
+    }
+
+    /// Bytes of free pages that are kept at least.
+    pub(crate) fn retain(&self) -> usize {
+        self.retain.get_or(Values::DEFAULT.retain)
+    }
+
+    /// How long a chunk must have been left alone for its single pages to be purged.
+    pub(crate) fn quiet_ms(&self) -> u64 {
+        self.quiet_ms.get_or(Values::DEFAULT.purge_delay.0 as usize) as u64
+    }
+}
+
+/// A block, and whether it is known to be zero; or null.
+pub(crate) type Found = (*mut u8, bool);
+const NOTHING: Found = (ptr::null_mut(), false);
+
+impl<O: Os> Heap<O> {
+    const_unless_loom! {
+        pub(crate) fn new(os: O) -> Self {
+            Self {
+                granules: Granules::new(os),
+                depot: Depot::new(),
+                huge: Huge::new(),
+                registry: Lock::new(Registry::new()),
+                ledger: Ledger::new(),
+                budget: Lock::new(Budget::new()),
+                knobs: Knobs::new(),
+                on_soft_limit: AtomicPtr::new(ptr::null_mut()),
+            }
+        }
+    }
+
+    /// Bytes of blocks that are out: with the program, in caches, in magazines.
+    pub(crate) fn live(&self) -> usize {
+        self.granules.taken() + self.huge.bytes()
+    }
+
+    /// Whole OS pages for a huge block; `None` where that overflows.
+    fn huge_len(&self, size: usize) -> Option<usize> {
+        self.granules.source.in_pages(size.max(1)).filter(|&len| len < ADDRESSES)
+    }
+
+    /// A block for `layout`, after the fast path found none.
+    ///
+    /// # Safety
+    /// `cache` is the calling thread's.
+    pub(crate) unsafe fn alloc(&self, cache: Option<&Cache>, layout: Layout, zero: bool) -> Found {
+        let found = match Slot::of(layout.size(), layout.align()) {
+            Some(slot) if slot.is_cached() => match cache {
+                // SAFETY: the caller's promise.
+                Some(cache) => (unsafe { self.refill(cache, slot) }, false),
+                None => (self.alloc_loose(slot), false),
+            },
+            Some(slot) => self.alloc_span(cache, slot),
+            None => self.alloc_huge(cache, layout, zero),
+        };
+        if self.granules.source.take_crossing() {
+            // SAFETY: the caller's promise.
+            unsafe { self.soft_limit_crossed(cache) };
+        }
+        found
+    }
+
+    /// Takes a block of `layout` back, for which the fast path had no room.
+    ///
+    /// # Safety
+    /// `cache` is the calling thread's; the block is nobody's any more.
+    pub(crate) unsafe fn free(
+        &self,
+        cache: Option<&Cache>,
+        block: *mut u8,
+        layout: Layout,
+    ) -> Result<(), Fault> {
+        match Slot::of(layout.size(), layout.align()) {
+            Some(slot) if slot.is_cached() => match cache {
+                // SAFETY: the caller's promise.
+                Some(cache) => unsafe { self.flush(cache, slot, block)? },
+                None => self.free_loose(slot, block)?,
+            },
+            Some(slot) => {
+                self.granules.give(slot, &mut [block])?;
+                match cache {
+                    Some(cache) => cache.count_past(slot, false),
+                    None => self.ledger.count(slot, false),
+                }
+            }
+            None => self.free_huge(cache, block, layout)?,
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.after_give(cache) }
+    }
+
+    /// Tries, and where there is no memory, gives everything free back to the system and tries once more (E2).
+    fn insist<T>(
+        &self,
+        cache: Option<&Cache>,
+        mut try_once: impl FnMut() -> Result<T, Refusal>,
+    ) -> Option<T> {
+        if let Ok(found) = try_once() {
+            return Some(found);
+        }
+        // SAFETY: the callers pass the calling thread's cache on. A fault in what is flushed shows at its next give.
+        unsafe { self.purge_all(cache) };
+        try_once().ok()
+    }
+
+    /// Half a slot of blocks from the magazine or the granule heap, of which the latest goes to the program.
+    ///
+    /// # Safety
+    /// `cache` is the calling thread's.
+    unsafe fn refill(&self, cache: &Cache, slot: Slot) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { self.tend(cache) };
+        let cap = self.cap(cache, slot);
+        let want = cap.div_ceil(2);
+        let mut batch = [ptr::null_mut(); GIVE_MAX];
+        let batch = batch.get_mut(..want).unwrap_or_default();
+        let mut got = self.depot.pop(slot, batch);
+        if got == 0 {
+            let home = cache.home.get();
+            got = self.insist(Some(cache), || self.granules.take(slot, home, batch)).unwrap_or(0);
+            // The lowest address on top, so that the program walks upwards.
+            batch.get_mut(..got).unwrap_or_default().reverse();
+        }
+        let Some((&block, rest)) = batch.get(..got).and_then(<[_]>::split_last) else {
+            return ptr::null_mut();
+        };
+        // SAFETY: the caller's promise; the slot is empty.
+        let items = unsafe { cache.slice(slot) };
+        if let Some(items) = items.get_mut(..rest.len()) {
+            items.copy_from_slice(rest);
+        }
+        let State { allocs, .. } = cache.state(slot);
+        let n = rest.len();
+        cache.hold(slot, self.granules.classes.bytes(slot), cap);
+        cache.settle(
+            slot,
+            State { n, room: cap.max(n) - n, allocs: allocs + 1 },
+            got.cast_signed(),
+        );
+        block
+    }
+
+    fn cap(&self, cache: &Cache, slot: Slot) -> usize {
+        let size = self.granules.classes.bytes(slot);
+        let limit = cap_limit(slot, size, self.knobs.slot_blocks());
+        let share = CACHE_FLOOR + self.granules.source.committed() / CACHE_SHARE;
+        let budget = share.min(self.knobs.cache_bytes());
+        cache.grown_cap(slot, size, limit, budget)
+    }
+
+    /// Makes room for a block in its slot, or sends the older half of the slot to the magazine.
+    ///
+    /// # Safety
+    /// `cache` is the calling thread's; the block is nobody's any more.
+    unsafe fn flush(&self, cache: &Cache, slot: Slot, block: *mut u8) -> Result<(), Fault> {
+        // SAFETY: the caller's promise.
+        unsafe { self.tend(cache) };
+        let cap = self.cap(cache, slot);
+        let State { n, allocs, .. } = cache.state(slot);
+        // SAFETY: the caller's promise.
+        let items = unsafe { cache.slice(slot) };
+        cache.hold(slot, self.granules.classes.bytes(slot), cap);
+        let go = if n < cap { 0 } else { n.div_ceil(2) };
+        let mut batch = [ptr::null_mut(); GIVE_MAX];
+        let batch = batch.get_mut(..go).unwrap_or_default();
+        if go > 0 {
+            batch.copy_from_slice(items.get(..go).unwrap_or_default());
+            cache.unsettle(slot);
+            items.copy_within(go..n, 0);
+        }
+        let n = n - go;
+        if let Some(place) = items.get_mut(n) {
+            *place = block;
+        }
+        cache.settle(slot, State { n: n + 1, room: cap - n - 1, allocs }, -go.cast_signed());
+        if go > 0 { self.store(slot, batch) } else { Ok(()) }
+    }
+
+    /// Puts free blocks (at most 32) into the magazine, and what that has no room for into the granule heap.
+    pub(crate) fn store(&self, slot: Slot, blocks: &[*mut u8]) -> Result<(), Fault> {
+        let mut overflow = [ptr::null_mut(); GIVE_MAX];
+        let n = self.depot.push(slot, blocks, &mut overflow);
+        match overflow.get_mut(..n) {
+            Some(rest) if n > 0 => self.granules.give(slot, rest),
+            _ => Ok(()),
+        }
+    }
+
+    /// Looks after a slot that the thread doesn't use any more, now and then.
+    ///
+    /// # Safety
+    /// `cache` is the calling thread's.
+    unsafe fn tend(&self, cache: &Cache) {
+        if let Some(slot) = cache.idle_slot() {
+            // SAFETY: the caller's promise.
+            if let Err(fault) = unsafe { self.empty_slot(cache, slot, false) } {
+                crate::fault::die(fault);
+            }
+        }
+    }
+
+    /// Sends all blocks of one slot back: to the magazine, or `home` to the granule heap.
+    ///
+    /// # Safety
+    /// `cache` is the calling thread's.
+    pub(crate) unsafe fn empty_slot(
+        &self,
+        cache: &Cache,
+        slot: Slot,
+        home: bool,
+    ) -> Result<(), Fault> {
+        let mut batch = [ptr::null_mut(); 64];
+        // SAFETY: the caller's promise.
+        let n = unsafe { cache.empty(slot, self.granules.classes.bytes(slot), &mut batch) };
+        for part in batch.get_mut(..n).unwrap_or_default().chunks_mut(GIVE_MAX / 2) {
+            if home { self.granules.give(slot, part)? } else { self.store(slot, part)? }
+        }
+        Ok(())
+    }
+
+    /// One block for a thread without a cache.
+    fn alloc_loose(&self, slot: Slot) -> *mut u8 {
+        let mut one = [ptr::null_mut()];
+        let found = self.depot.pop(slot, &mut one) > 0
+            || self.insist(None, || self.granules.take(slot, 0, &mut one)).is_some();
+        let [block] = one;
+        if found {
+            self.ledger.count(slot, true);
+        }
+        block
+    }
+
+    fn free_loose(&self, slot: Slot, block: *mut u8) -> Result<(), Fault> {
+        self.ledger.count(slot, false);
+        self.store(slot, &[block])
+    }
+
+    fn alloc_span(&self, cache: Option<&Cache>, slot: Slot) -> Found {
+        let home = cache.map_or(0, |c| c.home.get());
+        let Some(span) = self.insist(cache, || self.granules.take_span(slot, home)) else {
+            return NOTHING;
+        };
+        match cache {
+            Some(cache) => cache.count_past(slot, true),
+            None => self.ledger.count(slot, true),
+        }
+        span
+    }
+
+    fn count_huge(&self, cache: Option<&Cache>, alloc: bool, len: usize) {
+        match cache {
+            Some(cache) => cache.huge.count(alloc, len),
+            None => self.ledger.count_huge(alloc, len),
+        }
+    }
+
+    fn alloc_huge(&self, cache: Option<&Cache>, layout: Layout, zero: bool) -> Found {
+        let Some(len) = self.huge_len(layout.size()) else { return NOTHING };
+        let shape = (len, layout.align());
+        let Granules { meta, source, .. } = &self.granules;
+        let found = self
+            .insist(cache, || self.huge.alloc(shape, zero, meta, source).ok_or(Refusal::Kernel));
+        let Some((block, clean)) = found else { return NOTHING };
+        self.count_huge(cache, true, len);
+        (block.as_ptr(), clean)
+    }
+
+    fn free_huge(
+        &self,
+        cache: Option<&Cache>,
+        block: *mut u8,
+        layout: Layout,
+    ) -> Result<(), Fault> {
+        let len = self.huge_len(layout.size()).unwrap_or(0);
+        let keep = self.retain_base(self.live()) / 2;
+        self.huge.free(block, len, keep, &self.granules.source)?;
+        self.count_huge(cache, false, len);
+        Ok(())
+    }
+
+    /// Makes a block of `old` one of `new` bytes where it stands or, for a huge one, where the kernel moves it. Null: it
+    /// can't be, and the block is as it was.
+    ///
+    /// # Safety
+    /// `cache` is the calling thread's; the block is the caller's, of layout `old`.
+    pub(crate) unsafe fn resize(
+        &self,
+        cache: Option<&Cache>,
+        block: *mut u8,
+        old: Layout,
+        new: usize,
+    ) -> Result<*mut u8, Fault> {
+        match (Slot::of(old.size(), old.align()), Slot::of(new, old.align())) {
+            (Some(from), Some(to)) if from == to => Ok(block),
+            (Some(from), Some(to)) => {
+                // A small block is copied in less time than its neighbours' bits take to look up.
+                let worth = old.size().min(new) >= 2048 || to.size() > CACHED_MAX;
+                if !worth || !self.granules.resize(block, from, to)? {
+                    return Ok(ptr::null_mut());
+                }
+                match cache {
+                    Some(cache) => cache.count_move(from, to),
+                    None => {
+                        self.ledger.count(from, false);
+                        self.ledger.count(to, true);
+                    }
+                }
+                Ok(block)
+            }
+            (None, None) => self.resize_huge(cache, block, old, new),
+            _ => Ok(ptr::null_mut()),
+        }
+    }
+
+    fn resize_huge(
+        &self,
+        cache: Option<&Cache>,
+        block: *mut u8,
+        old: Layout,
+        new: usize,
+    ) -> Result<*mut u8, Fault> {
+        let (Some(from), Some(to)) = (self.huge_len(old.size()), self.huge_len(new)) else {
+            return Ok(ptr::null_mut());
+        };
+        if from == to {
+            return Ok(block);
+        }
+        let source = &self.granules.source;
+        let mut moved = self.huge.resize(block, (from, to), old.align(), source)?;
+        if moved.is_none() {
+            // SAFETY: the cache is the calling thread's, from `resize`.
+            unsafe { self.purge_all(cache) };
+            moved = self.huge.resize(block, (from, to), old.align(), source)?;
+        }
+        let Some(moved) = moved else { return Ok(ptr::null_mut()) };
+        self.count_huge(cache, false, from);
+        self.count_huge(cache, true, to);
+        if source.take_crossing() {
+            // SAFETY: the cache is the calling thread's, from `resize`.
+            unsafe { self.soft_limit_crossed(cache) };
+        }
+        Ok(moved.as_ptr())
+    }
+
+    /// Purges what can be purged, then tells the program.
+    ///
+    /// # Safety
+    /// `cache` is the calling thread's.
+    #[cold]
+    unsafe fn soft_limit_crossed(&self, cache: Option<&Cache>) {
+        // SAFETY: the caller's promise.
+        unsafe { self.purge_all(cache) };
+        let callback = self.on_soft_limit.load(Ordering::Acquire);
+        if !callback.is_null() {
+            // SAFETY: only `fn()`s are stored there.
+            let callback: fn() = unsafe { core::mem::transmute(callback) };
+            callback();
+        }
+    }
+
+    /// Enters every lock, in the order of the layers, and stays inside: for `fork`.
+    pub(crate) fn hold(&self) {
+        // Before the purger's: whoever walks over the threads may allocate, and so purge.
+        self.registry.hold();
+        self.budget.hold();
+        self.depot.hold();
+        self.granules.hold();
+        self.huge.hold();
+    }
+
+    /// Leaves them again.
+    ///
+    /// # Safety
+    /// After [`hold`](Self::hold), on the same thread or its copy.
+    pub(crate) unsafe fn let_go(&self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.huge.let_go();
+            self.granules.let_go();
+            self.depot.let_go();
+            self.budget.let_go();
+            self.registry.let_go();
+        }
+    }
+
+    /// Usable bytes of a block of this layout.
+    pub(crate) fn usable(&self, layout: Layout) -> usize {
+        match Slot::of(layout.size(), layout.align()) {
+            Some(slot) => self.granules.classes.bytes(slot),
+            None => self.huge_len(layout.size()).unwrap_or(layout.size()),
+        }
+    }
+}
+
+const _: () = assert!(SMALL_CAP.div_ceil(2) * 2 <= GIVE_MAX && GRANULE == 16);
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;

@@ -1,0 +1,378 @@
+//! Huge blocks: over 1 MiB, or aligned beyond what a segment does; one mapping each.
+//! Owns: `Huge`, the table of their mappings. Called by: `heap`.
+//!
+//! H1: an address is in `live` exactly while a huge block begins there; `len` is the block's size in whole OS pages.
+//! H2: a mapping in `kept` is free, committed, counted as retained, and not zero.
+//! H3: the lock is not held across a call of the kernel: an entry is taken out before its mapping is changed.
+//! H4: while the lock is free, the accounts of live and of retained bytes agree with the table: a fork copies both.
+//!
+//! A block grows by `mremap`: the kernel moves page table entries, never contents.
+
+#![allow(
+    clippy::indexing_slicing,
+    reason = "places in the table are masked to its length, a power of two"
+)]
+
+use crate::fault::{Fault, Misuse};
+use crate::meta::Meta;
+use core::ptr::{self, NonNull};
+use nearheap_numa::lock::Lock;
+use nearheap_numa::sync::{AtomicUsize, Ordering};
+use nearheap_numa::{Os, PageSource, const_unless_loom};
+
+/// Free mappings that are kept at most.
+const KEPT: usize = 16;
+
+#[derive(Clone, Copy, Debug)]
+struct Mapping {
+    at: usize,
+    len: usize,
+    mapped: usize,
+}
+
+const NOTHING: Mapping = Mapping { at: 0, len: 0, mapped: 0 };
+
+/// An open-addressing table in metadata memory, at most half full.
+#[derive(Debug)]
+struct Table {
+    entries: *mut Mapping,
+    capacity: usize,
+    /// Live blocks, and those that are promised a place.
+    count: usize,
+    kept: [Mapping; KEPT],
+}
+
+// SAFETY: the entries are metadata of the table's alone.
+unsafe impl Send for Table {}
+
+/// The huge blocks.
+#[derive(Debug)]
+pub(crate) struct Huge {
+    table: Lock<Table>,
+    /// Bytes of live blocks.
+    bytes: AtomicUsize,
+}
+
+/// Whether a mapping is large enough for a block and at most an eighth too large.
+fn fits(mapped: usize, len: usize) -> bool {
+    mapped >= len && mapped - len <= len / 8
+}
+
+impl Table {
+    fn entries(&mut self) -> &mut [Mapping] {
+        if self.entries.is_null() {
+            return &mut [];
+        }
+        // SAFETY: `capacity` entries of metadata, which lives for ever, under the lock.
+        unsafe { core::slice::from_raw_parts_mut(self.entries, self.capacity) }
+    }
+
+    /// Where an address is, or the empty place where it would be.
+    fn place(&mut self, at: usize) -> Option<usize> {
+        let mask = self.capacity.checked_sub(1)?;
+        let entries = self.entries();
+        // Addresses are whole pages; the multiplication brings their high bits down.
+        let mut i = (at >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20 & mask;
+        for _ in 0..=mask {
+            if entries[i].at == at || entries[i].at == 0 {
+                return Some(i);
+            }
+            i = (i + 1) & mask;
+        }
+        None
+    }
+
+    fn find(&mut self, at: usize) -> Option<Mapping> {
+        let i = self.place(at)?;
+        Some(self.entries()[i]).filter(|m| m.at == at && at != 0)
+    }
+
+    fn insert(&mut self, mapping: Mapping) {
+        if let Some(i) = self.place(mapping.at) {
+            self.entries()[i] = mapping;
+        }
+    }
+
+    /// Moves all entries to a larger table.
+    fn move_to(&mut self, entries: *mut Mapping, capacity: usize) {
+        let (old, n) = (self.entries, self.capacity);
+        (self.entries, self.capacity) = (entries, capacity);
+        for i in 0..n {
+            // SAFETY: `i` is inside the old table, which nobody else reads any more.
+            let mapping = unsafe { old.add(i).read() };
+            if mapping.at != 0 {
+                self.insert(mapping);
+            }
+        }
+    }
+
+    /// Takes an entry out and moves those behind it up, so that no search stops too early.
+    fn remove(&mut self, at: usize) {
+        let Some(i) = self.place(at) else { return };
+        if self.entries()[i].at != at {
+            return;
+        }
+        let mask = self.capacity - 1;
+        self.entries()[i] = NOTHING;
+        let mut j = (i + 1) & mask;
+        while self.entries()[j].at != 0 {
+            let mapping = core::mem::replace(&mut self.entries()[j], NOTHING);
+            self.insert(mapping);
+            j = (j + 1) & mask;
+        }
+    }
+
+    /// What an address is at which no block begins: free already, inside of a block, or none of ours (any more).
+    #[cold]
+    fn misuse_at(&mut self, at: usize) -> Misuse {
+        if self.kept.iter().any(|m| m.at == at && at != 0) {
+            Misuse::DoubleFree
+        } else if self.entries().iter().any(|m| (m.at..m.at + m.len).contains(&at)) {
+            Misuse::NotABlock
+        } else {
+            Misuse::Foreign
+        }
+    }
+
+    fn keep(&mut self, mapping: Mapping) -> bool {
+        let Some(place) = self.kept.iter_mut().find(|m| m.at == 0) else { return false };
+        *place = mapping;
+        true
+    }
+}
+
+impl Huge {
+    const_unless_loom! {
+        pub(crate) fn new() -> Self {
+            Self {
+                table: Lock::new(Table {
+                    entries: ptr::null_mut(),
+                    capacity: 0,
+                    count: 0,
+                    kept: [NOTHING; KEPT],
+                }),
+                bytes: AtomicUsize::new(0),
+            }
+        }
+    }
+
+    /// Bytes of live blocks.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// A block of `len` bytes (whole pages) at a multiple of `align`; and whether it is known to be zero.
+    pub(crate) fn alloc<O: Os>(
+        &self,
+        (len, align): (usize, usize),
+        zero: bool,
+        meta: &Meta,
+        source: &PageSource<O>,
+    ) -> Option<(NonNull<u8>, bool)> {
+        if !self.reserve(meta, source) {
+            return None;
+        }
+        if !zero && let Some(at) = self.reuse(len, align, source) {
+            return Some((at, false));
+        }
+        if !source.commit(len) {
+            self.forgo();
+            return None;
+        }
+        let Some(at) = source.map(len, align) else {
+            source.uncommit(len);
+            self.forgo();
+            return None;
+        };
+        self.enlist(Mapping { at: at.as_ptr() as usize, len, mapped: len });
+        at.as_ptr().expose_provenance();
+        Some((at, true))
+    }
+
+    fn enlist(&self, mapping: Mapping) {
+        let mut table = self.table.lock();
+        table.insert(mapping);
+        self.bytes.fetch_add(mapping.len, Ordering::Relaxed);
+    }
+
+    /// Keeps a free mapping if there is a place for it.
+    fn keep<O: Os>(&self, mapping: Mapping, source: &PageSource<O>) -> bool {
+        let mut table = self.table.lock();
+        let kept = table.keep(mapping);
+        if kept {
+            source.retain(mapping.mapped, 0);
+        }
+        kept
+    }
+
+    /// Takes the kept mapping that is nearest in size, if it is half as large at least, and makes it fit: what is in use
+    /// of it already needs no page fault.
+    fn reuse<O: Os>(
+        &self,
+        len: usize,
+        align: usize,
+        source: &PageSource<O>,
+    ) -> Option<NonNull<u8>> {
+        let mut table = self.table.lock();
+        let near =
+            |m: &&mut Mapping| m.at != 0 && m.at.is_multiple_of(align) && m.mapped >= len / 2;
+        let best = table.kept.iter_mut().filter(near).min_by_key(|m| m.mapped.abs_diff(len))?;
+        let mapping = core::mem::replace(best, NOTHING);
+        source.retain(0, mapping.mapped);
+        drop(table);
+        let mut at = NonNull::new(ptr::with_exposed_provenance_mut(mapping.at))?;
+        let mut mapped = mapping.mapped;
+        if !fits(mapped, len) {
+            // SAFETY: a kept mapping is nobody's.
+            let Some(to) = (unsafe { source.remap(at, (mapped, len), align) }) else {
+                self.unmap(mapping, source);
+                return None;
+            };
+            to.as_ptr().expose_provenance();
+            (at, mapped) = (to, len);
+        }
+        self.enlist(Mapping { at: at.as_ptr() as usize, len, mapped });
+        Some(at)
+    }
+
+    /// Makes room in the table for one entry more.
+    fn reserve<O: Os>(&self, meta: &Meta, source: &PageSource<O>) -> bool {
+        // Each turn makes the table larger, so addresses end before the turns do.
+        loop {
+            let mut table = self.table.lock();
+            if 2 * (table.count + 1) <= table.capacity {
+                table.count += 1;
+                return true;
+            }
+            let capacity = (table.capacity * 2).max(256);
+            drop(table);
+            // The old table is left behind: all of them together are as large as the last.
+            let bytes = capacity * size_of::<Mapping>();
+            let Some(fresh) = meta.bytes_of(source, bytes, align_of::<Mapping>()) else {
+                return false;
+            };
+            table = self.table.lock();
+            if table.capacity < capacity {
+                table.move_to(fresh.as_ptr().cast(), capacity);
+            }
+        }
+    }
+
+    /// Gives up the place in the table that `reserve` promised or a block had.
+    fn forgo(&self) {
+        self.table.lock().count -= 1;
+    }
+
+    /// Takes the block at `at` out of the table after checking that it is one, of `len` bytes. Its place stays promised.
+    fn delist(&self, at: *mut u8, len: usize) -> Result<Mapping, Fault> {
+        let fault = |misuse| Fault { misuse, address: at as usize, size: len };
+        let mut table = self.table.lock();
+        let Some(mapping) = table.find(at as usize) else {
+            return Err(fault(table.misuse_at(at as usize)));
+        };
+        if mapping.len != len {
+            return Err(fault(Misuse::WrongLayout));
+        }
+        table.remove(at as usize);
+        self.bytes.fetch_sub(len, Ordering::Relaxed);
+        Ok(mapping)
+    }
+
+    /// Gives a block of `len` bytes back; keeps its mapping for the next one if it is not over `keep` bytes.
+    pub(crate) fn free<O: Os>(
+        &self,
+        at: *mut u8,
+        len: usize,
+        keep: usize,
+        source: &PageSource<O>,
+    ) -> Result<(), Fault> {
+        let mapping = self.delist(at, len)?;
+        self.forgo();
+        if mapping.mapped > keep || !self.keep(mapping, source) {
+            self.unmap(mapping, source);
+        }
+        Ok(())
+    }
+
+    /// Unmaps; where the kernel refuses, purges the range, and keeps it for another attempt if there is room, else leaves
+    /// it behind: each is in the counts of refusals.
+    fn unmap<O: Os>(&self, mapping: Mapping, source: &PageSource<O>) {
+        let Some(at) = NonNull::new(ptr::with_exposed_provenance_mut(mapping.at)) else { return };
+        // SAFETY: mapped by `alloc`, in nobody's hands since it left the table.
+        unsafe {
+            if source.unmap(at, mapping.mapped, mapping.mapped) {
+                return;
+            }
+            let purged = source.purge(at, mapping.mapped);
+            // What is kept counts as committed (H2), and what was purged does no more.
+            if purged && !source.commit(mapping.mapped) {
+                return;
+            }
+            if !self.keep(mapping, source) && purged {
+                source.uncommit(mapping.mapped);
+            }
+        }
+    }
+
+    /// Makes the block of `old` bytes one of `new` bytes, both whole pages, without touching what is in it.
+    /// `Ok(None)`: there is no memory, and the block is as it was.
+    pub(crate) fn resize<O: Os>(
+        &self,
+        at: *mut u8,
+        (old, new): (usize, usize),
+        align: usize,
+        source: &PageSource<O>,
+    ) -> Result<Option<NonNull<u8>>, Fault> {
+        let mapping = self.delist(at, old)?;
+        if fits(mapping.mapped, new) {
+            self.enlist(Mapping { len: new, ..mapping });
+            return Ok(NonNull::new(at));
+        }
+        let moved = NonNull::new(at).and_then(|at| {
+            // SAFETY: the mapping is the caller's block, which is the caller's no more once it has moved.
+            unsafe { source.remap(at, (mapping.mapped, new), align) }
+        });
+        let Some(to) = moved else {
+            self.enlist(mapping);
+            return Ok(None);
+        };
+        to.as_ptr().expose_provenance();
+        self.enlist(Mapping { at: to.as_ptr() as usize, len: new, mapped: new });
+        debug_assert!((to.as_ptr() as usize).is_multiple_of(align));
+        Ok(Some(to))
+    }
+
+    /// Unmaps kept mappings, the largest first, until at most `target` bytes are retained by everyone.
+    pub(crate) fn purge<O: Os>(&self, target: usize, source: &PageSource<O>) {
+        for _ in 0..KEPT {
+            if source.retained() <= target {
+                return;
+            }
+            let mut table = self.table.lock();
+            let Some(largest) = table.kept.iter_mut().max_by_key(|m| m.mapped) else { return };
+            let mapping = core::mem::replace(largest, NOTHING);
+            if mapping.at == 0 {
+                return;
+            }
+            source.retain(0, mapping.mapped);
+            drop(table);
+            self.unmap(mapping, source);
+        }
+    }
+
+    /// The lock, for `fork`.
+    pub(crate) fn hold(&self) {
+        self.table.hold();
+    }
+
+    /// # Safety
+    /// After [`hold`](Self::hold), on the same thread or its copy.
+    pub(crate) unsafe fn let_go(&self) {
+        // SAFETY: the caller's promise.
+        unsafe { self.table.let_go() };
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;

@@ -1,0 +1,104 @@
+//! nearheap: a memory allocator for Rust programs on Linux.
+//!
+//! One line makes it a program's allocator:
+//!
+//! ```
+//! #[global_allocator]
+//! static GLOBAL: nearheap::NearHeap = nearheap::NearHeap::new();
+//! # fn main() {}
+//! ```
+//!
+//! Options come from [`Config`], from `NEARHEAP_DEFAULTS` at build time, and from the environment; the README has the
+//! table. [`stats`] says what is allocated, [`purge`] gives free memory back now, [`pressure`] and [`on_soft_limit`] tell
+//! of limits. `docs/DESIGN.md` in the repository explains the inside; the layers, from the program to the kernel:
+//!
+//! | file | noun |
+//! |---|---|
+//! | `global` | the allocator's four operations and their fast paths |
+//! | `class`, `cache`, `version`, `tls` | slots, a thread's free blocks, and where the thread finds them |
+//! | `heap`, `purge` | the cold paths, and what goes back to the system when |
+//! | `magazine` | free blocks between the threads |
+//! | `granule`, `shard`, `segment`, `chunk`, `scan` | the granule heap, from the whole to the bit |
+//! | `huge` | blocks with a mapping of their own |
+//! | `map`, `meta` | from addresses to segments; memory for all of these |
+//! | `start`, `fork`, `exit`, `registry` | the life of the process and of its threads |
+//! | `options`, `value`, `config`, `settings`, `cgroup` | what can be set, and what is in force |
+//! | `snapshot`, `report`, `fault` | what the heap says |
+//!
+//! Under `--cfg loom`, whose atomics can't be in statics, there is no heap of the process, only those that models make.
+
+#![warn(clippy::cast_lossless)]
+#![cfg_attr(
+    loom,
+    allow(dead_code, unused_imports, reason = "what serves the process's heap is left out")
+)]
+
+/// An array of values of the same expression; under loom, whose atomics are not made in constants, one by one.
+#[cfg(not(loom))]
+macro_rules! repeat {
+    ($value:expr) => {
+        [const { $value }; _]
+    };
+}
+#[cfg(loom)]
+macro_rules! repeat {
+    ($value:expr) => {
+        core::array::from_fn(|_| $value)
+    };
+}
+use repeat;
+
+mod cache;
+#[cfg(not(loom))]
+mod cgroup;
+mod chunk;
+mod class;
+mod config;
+#[cfg(not(loom))]
+mod exit;
+mod fault;
+#[cfg(not(loom))]
+mod fork;
+#[cfg(not(loom))]
+mod global;
+mod granule;
+mod heap;
+mod huge;
+mod magazine;
+mod map;
+mod meta;
+#[cfg(test)]
+#[cfg(loom)]
+mod model;
+mod options;
+#[cfg(not(loom))]
+mod process;
+mod purge;
+mod registry;
+mod report;
+mod scan;
+mod segment;
+#[cfg(not(loom))]
+mod settings;
+mod shard;
+mod snapshot;
+#[cfg(not(loom))]
+mod start;
+#[cfg(test)]
+#[cfg(not(loom))]
+mod testing;
+#[cfg(not(loom))]
+mod tls;
+mod value;
+mod version;
+
+pub use config::{Config, HugePages, Limit, StatsFormat};
+#[cfg(not(loom))]
+pub use global::NearHeap;
+pub use nearheap_numa::source::Pressure;
+pub use nearheap_stats::{
+    ClassStats, DEFAULT_PREFIX, EachThread, HugeStats, NodeStats, Snapshot, SystemStats,
+    ThreadStats, Totals, is_prefix, no_threads,
+};
+#[cfg(not(loom))]
+pub use process::{flush_thread, on_soft_limit, pressure, purge, stats, threads};

@@ -1,0 +1,156 @@
+//! Start: what happens once, in the first operation of the process.
+//! Owns: the process's heap (`HEAP`) and its options. Called by: the cold path of a thread that has no cache yet.
+//!
+//! | state | meaning | to |
+//! |---|---|---|
+//! | `ASLEEP` | nothing has been allocated | `READY` by the first thread through the lock |
+//! | `READY` | options are in force, fork handlers and the exit dump are registered | - |
+//!
+//! While a thread starts the heap it counts as one without a cache, so whatever the registrations allocate is served.
+
+use crate::config::Config;
+use crate::fault;
+use crate::heap::Heap;
+use crate::settings::{Settings, resolve};
+use crate::tls::{self, Standing};
+use crate::value::{HugePages, Limit, StatsFormat};
+use crate::{exit, fork};
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicU32, Ordering};
+use nearheap_numa::lock::Lock;
+use nearheap_numa::os::{self, Linux};
+use nearheap_numa::source::NO_LIMIT;
+use once_cell::race::OnceBool;
+
+/// The heap of this process.
+pub(crate) static HEAP: Heap<Linux> = Heap::new(Linux);
+
+/// With huge pages on `auto`, segments get them once this much is in use: below, the tail of a huge page would weigh.
+const HUGE_PAGES_FROM: usize = 16 << 20;
+
+static READY: OnceBool = OnceBool::new();
+pub(crate) static STARTING: Lock<()> = Lock::new(());
+static KEY: AtomicU32 = AtomicU32::new(NO_KEY);
+const NO_KEY: u32 = u32::MAX;
+
+struct InForce(UnsafeCell<Settings>);
+// SAFETY: written once, under `STARTING`, before `READY` is set; read only after.
+unsafe impl Sync for InForce {}
+static SETTINGS: InForce = InForce(UnsafeCell::new(Settings::new()));
+
+/// The options in force.
+pub(crate) fn settings() -> &'static Settings {
+    // SAFETY: nobody writes after `READY`, and nobody asks before.
+    unsafe { &*SETTINGS.0.get() }
+}
+
+/// The calling thread's cache, made if this is its first operation. `None`: it has none any more, or gets none.
+#[cold]
+#[inline(never)]
+pub(crate) fn arrive(config: &Config) -> Option<&'static crate::cache::Cache> {
+    match tls::standing() {
+        Standing::Working(cache) => return Some(cache),
+        Standing::Gone => return None,
+        Standing::Fresh => {}
+    }
+    tls::set(&Standing::Gone);
+    start(config);
+    let cache = HEAP.enroll();
+    let registered = cache.is_some_and(register_exit);
+    match cache {
+        Some(cache) if registered => tls::set(&Standing::Working(cache)),
+        // Without a destructor nothing would bring the blocks back, so the thread stays without a cache.
+        Some(cache) => dismiss(cache),
+        // There may be memory for a cache at the next operation.
+        None => tls::set(&Standing::Fresh),
+    }
+    cache.filter(|_| registered)
+}
+
+/// Starts the heap if nobody has yet.
+pub(crate) fn start(config: &Config) {
+    if READY.get().is_some() {
+        return;
+    }
+    let _alone = STARTING.lock();
+    if READY.get().is_none() {
+        load_options(config);
+        apply_options();
+        fork::register();
+        make_key();
+        if settings().values.stats != StatsFormat::Off {
+            exit::register();
+        }
+        // The only writer is inside the lock.
+        let _ = READY.set(true);
+    }
+}
+
+fn load_options(config: &Config) {
+    let say = &mut |line: &[u8]| os::write(2, line);
+    // SAFETY: before `READY`, under `STARTING`: nobody else has a reference.
+    let settings = unsafe { &mut *SETTINGS.0.get() };
+    if os::is_privileged() {
+        resolve(config, core::iter::empty(), settings, say);
+        return;
+    }
+    // SAFETY: `environ` is read as `getenv` does, in the first allocation of the process, which precedes its threads.
+    let entries = unsafe { os::environment() };
+    let pairs = entries.filter_map(|entry| {
+        let at = entry.iter().position(|&b| b == b'=')?;
+        Some((entry.get(..at)?, entry.get(at + 1..)?))
+    });
+    resolve(config, pairs, settings, say);
+}
+
+fn apply_options() {
+    let values = &settings().values;
+    HEAP.granules.classes.coarsen(|granules| values.classes.round_up(granules));
+    HEAP.knobs.set(values);
+    let huge_from = match values.huge_pages {
+        HugePages::Off => usize::MAX,
+        HugePages::On => 0,
+        HugePages::Auto => HUGE_PAGES_FROM,
+    };
+    HEAP.granules.huge_pages_from.set(huge_from);
+    HEAP.granules.source.set_limits(bytes_of(values.limit_soft), bytes_of(values.limit_hard));
+}
+
+/// A limit in bytes; a percentage is of the control group's limit, and none where that has none.
+fn bytes_of(limit: Limit) -> usize {
+    match limit {
+        Limit::None => NO_LIMIT,
+        Limit::Bytes(bytes) => bytes,
+        Limit::Percent(percent) => {
+            crate::cgroup::memory_max().map_or(NO_LIMIT, |max| max / 100 * usize::from(percent))
+        }
+    }
+}
+
+fn make_key() {
+    let mut key = 0;
+    // SAFETY: `key` is valid to write; the destructor is a function that lives as long as the process.
+    if unsafe { libc::pthread_key_create(&mut key, Some(on_thread_exit)) } == 0 {
+        KEY.store(key, Ordering::Relaxed);
+    }
+}
+
+fn register_exit(cache: &'static crate::cache::Cache) -> bool {
+    let key = KEY.load(Ordering::Relaxed);
+    let value = core::ptr::from_ref(cache).cast();
+    // SAFETY: the key was created and is never deleted.
+    key != NO_KEY && unsafe { libc::pthread_setspecific(key, value) } == 0
+}
+
+extern "C" fn on_thread_exit(cache: *mut libc::c_void) {
+    tls::set(&Standing::Gone);
+    // SAFETY: the value is the cache that `register_exit` set on this thread.
+    dismiss(unsafe { &*cache.cast::<crate::cache::Cache>() });
+}
+
+fn dismiss(cache: &'static crate::cache::Cache) {
+    // SAFETY: this thread's cache, which it doesn't point at any more.
+    if let Err(fault) = unsafe { HEAP.dismiss(cache) } {
+        fault::die(fault);
+    }
+}

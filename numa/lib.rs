@@ -1,0 +1,28 @@
+//! The page source of nearheap: everything that the heap asks of the kernel.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `os` | the kernel, as a trait (`Os`) and as the real thing (`Linux`): the only system calls in nearheap |
+//! | `lock` | a mutual exclusion that neither allocates nor poisons and can be held across `fork` |
+//! | `source` | reserve, commit, purge, and the limits, with the accounts of each |
+//! | `sync` | atomics, the model checker's under `--cfg loom` |
+//! | `fake` | a kernel that refuses on command, for tests (feature `fake`) |
+//!
+//! This crate is a part of nearheap and follows its version; its interface is not stable by itself.
+#![no_std]
+
+#[cfg(any(test, feature = "fake", loom))]
+extern crate std;
+
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
+pub mod lock;
+#[cfg(test)]
+#[cfg(loom)]
+mod model;
+pub mod os;
+pub mod source;
+pub mod sync;
+
+pub use os::{Errno, Os};
+pub use source::PageSource;

@@ -1,0 +1,301 @@
+//! The kernel: the only system calls in nearheap.
+//! Owns: `Os` (what the heap asks of memory and time), `Linux` (the real answers), and the calls of the process.
+//! Called by: `source` and `lock`; the process calls by the heap's start, its reports and its exit.
+//!
+//! O1: nothing here allocates, and nothing prints but `write`.
+//! O2: a failed call changes nothing; the error number is in the result, and `errno` is the caller's as before.
+
+#[cfg(not(loom))]
+use crate::sync::AtomicU32;
+use core::ptr::NonNull;
+
+/// The kernel's number for a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+/// What the heap asks of the kernel about memory and time; tests answer in its place.
+///
+/// # Safety
+/// A mapping that `map` or `remap` returns is readable, writable, zero where it is fresh, aligned to the OS page, and
+/// nobody else's until it is unmapped. After a successful `purge`, the range reads as zero.
+pub unsafe trait Os: Sync {
+    /// Bytes of an OS page: a power of two.
+    fn page_size(&self) -> usize;
+
+    /// An address around which mappings are likely to be free, or 0.
+    fn hint(&self) -> usize;
+
+    /// Milliseconds of a clock that never goes back; a few of error is fine.
+    fn now_ms(&self) -> u64;
+
+    /// Maps `len` bytes, at `hint` if that is free.
+    ///
+    /// # Errors
+    /// The kernel's number: out of memory, out of mappings, over a limit.
+    fn map(&self, hint: usize, len: usize) -> Result<NonNull<u8>, Errno>;
+
+    /// Unmaps `[at, at + len)`.
+    ///
+    /// # Errors
+    /// The kernel's number; the range is still mapped then.
+    ///
+    /// # Safety
+    /// The range was mapped here and nobody uses it any more.
+    unsafe fn unmap(&self, at: NonNull<u8>, len: usize) -> Result<(), Errno>;
+
+    /// Gives the pages of `[at, at + len)` back; the range stays mapped and reads as zero.
+    ///
+    /// # Errors
+    /// The kernel's number; the contents are undefined then.
+    ///
+    /// # Safety
+    /// The range was mapped here and nobody needs its contents.
+    unsafe fn purge(&self, at: NonNull<u8>, len: usize) -> Result<(), Errno>;
+
+    /// Asks for huge pages behind `[at, at + len)`.
+    ///
+    /// # Errors
+    /// The kernel's number; the range is as it was.
+    ///
+    /// # Safety
+    /// The range was mapped here.
+    unsafe fn advise_huge(&self, at: NonNull<u8>, len: usize) -> Result<(), Errno>;
+
+    /// Makes the mapping of `old` bytes at `at` one of `new` bytes: in place of the mapping `onto`, or, where there is
+    /// none, here if it can and somewhere else if it must.
+    ///
+    /// # Errors
+    /// The kernel's number; the old mapping stands then.
+    ///
+    /// # Safety
+    /// `[at, at + old)` was mapped here as one mapping; if the result is elsewhere, nobody uses the old one any more.
+    /// `onto` is a mapping of `new` bytes that nobody uses.
+    unsafe fn remap(
+        &self,
+        at: NonNull<u8>,
+        old: usize,
+        new: usize,
+        onto: Option<NonNull<u8>>,
+    ) -> Result<NonNull<u8>, Errno>;
+}
+
+/// The kernel that this process runs on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Linux;
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("nearheap runs on Linux only");
+
+/// Runs a call and leaves `errno` as it was, returning the call's own (O2).
+fn keeping_errno<T>(failed: impl FnOnce(&T) -> bool, call: impl FnOnce() -> T) -> Result<T, Errno> {
+    // SAFETY: glibc and musl return a valid pointer to this thread's `errno`.
+    let errno = unsafe { &mut *libc::__errno_location() };
+    let before = *errno;
+    let result = call();
+    let after = core::mem::replace(errno, before);
+    if failed(&result) { Err(Errno(after)) } else { Ok(result) }
+}
+
+fn zero_or_errno(call: impl FnOnce() -> libc::c_int) -> Result<(), Errno> {
+    keeping_errno(|&r| r != 0, call).map(drop)
+}
+
+fn mapping_or_errno(call: impl FnOnce() -> *mut libc::c_void) -> Result<NonNull<u8>, Errno> {
+    let at = keeping_errno(|&p| p == libc::MAP_FAILED, call)?;
+    NonNull::new(at.cast()).ok_or(Errno(libc::ENOMEM))
+}
+
+// SAFETY: anonymous private mappings are zero, page-aligned and new; MADV_DONTNEED on them makes them zero again.
+unsafe impl Os for Linux {
+    fn page_size(&self) -> usize {
+        // SAFETY: `sysconf` reads a constant of the process.
+        let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        usize::try_from(size).unwrap_or(4096)
+    }
+
+    fn hint(&self) -> usize {
+        // The stack is near the top of the address space at a random place, libraries come close below it. A 128th of
+        // the way down (1 TiB of 47 bits, 4 GiB of 39) nothing lives, and the place is as random as the stack's.
+        let here = 0_u8;
+        let stack = (&raw const here) as usize;
+        stack - stack / 128
+    }
+
+    fn now_ms(&self) -> u64 {
+        let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `t` is valid for the call to write.
+        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut t) };
+        (t.tv_sec as u64).wrapping_mul(1000).wrapping_add(t.tv_nsec as u64 / 1_000_000)
+    }
+
+    fn map(&self, hint: usize, len: usize) -> Result<NonNull<u8>, Errno> {
+        let at = core::ptr::without_provenance_mut(hint);
+        let rw = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: without MAP_FIXED a new anonymous mapping touches no existing memory.
+        mapping_or_errno(|| unsafe { libc::mmap(at, len, rw, flags, -1, 0) })
+    }
+
+    unsafe fn unmap(&self, at: NonNull<u8>, len: usize) -> Result<(), Errno> {
+        // SAFETY: the caller owns the range and has stopped using it.
+        zero_or_errno(|| unsafe { libc::munmap(at.as_ptr().cast(), len) })
+    }
+
+    unsafe fn purge(&self, at: NonNull<u8>, len: usize) -> Result<(), Errno> {
+        // SAFETY: the caller owns the range and needs none of its contents.
+        zero_or_errno(|| unsafe { libc::madvise(at.as_ptr().cast(), len, libc::MADV_DONTNEED) })
+    }
+
+    unsafe fn advise_huge(&self, at: NonNull<u8>, len: usize) -> Result<(), Errno> {
+        // SAFETY: the advice changes no contents.
+        zero_or_errno(|| unsafe { libc::madvise(at.as_ptr().cast(), len, libc::MADV_HUGEPAGE) })
+    }
+
+    unsafe fn remap(
+        &self,
+        at: NonNull<u8>,
+        old: usize,
+        new: usize,
+        onto: Option<NonNull<u8>>,
+    ) -> Result<NonNull<u8>, Errno> {
+        let fixed = if onto.is_some() { libc::MREMAP_FIXED } else { 0 };
+        let flags = libc::MREMAP_MAYMOVE | fixed;
+        let onto = onto.unwrap_or(at).as_ptr();
+        // SAFETY: the caller owns both mappings; the kernel carries the contents to the new place.
+        mapping_or_errno(|| unsafe { libc::mremap(at.as_ptr().cast(), old, new, flags, onto) })
+    }
+}
+
+/// Sleeps while `*word` is `expected`; may return early.
+#[cfg(not(loom))]
+pub(crate) fn futex_wait(word: &AtomicU32, expected: u32) {
+    let op = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+    let forever = core::ptr::null::<libc::timespec>();
+    // SAFETY: the word outlives the call; the kernel only reads it. Early returns are the caller's loop's business.
+    let _ = keeping_errno(
+        |&r: &libc::c_long| r != 0,
+        || unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, expected, forever) },
+    );
+}
+
+/// Wakes one thread that sleeps on `word`.
+#[cfg(not(loom))]
+pub(crate) fn futex_wake_one(word: &AtomicU32) {
+    let op = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: only the address counts; the kernel doesn't touch the word.
+    let _ = keeping_errno(
+        |&r: &libc::c_long| r < 0,
+        || unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), op, 1) },
+    );
+}
+
+/// Writes all of `bytes` to the descriptor, as far as it takes them; a closed or full one is not an error here.
+pub fn write(fd: i32, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        // SAFETY: `bytes` is valid to read for its length.
+        let wrote = keeping_errno(
+            |&r| r < 0,
+            || unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) },
+        );
+        match wrote {
+            Ok(n) if n > 0 => bytes = bytes.get(n.unsigned_abs()..).unwrap_or_default(),
+            Err(Errno(libc::EINTR)) => {}
+            _ => return,
+        }
+    }
+}
+
+/// Opens a file for writing from its start, made if it isn't there, readable by its owner only, never through a link.
+///
+/// # Errors
+/// The kernel's number.
+pub fn create(path: &core::ffi::CStr) -> Result<i32, Errno> {
+    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    // SAFETY: `path` is a terminated string.
+    keeping_errno(|&fd| fd < 0, || unsafe { libc::open(path.as_ptr(), flags, 0o600) })
+}
+
+/// Reads the start of a file into `into`; the bytes read.
+///
+/// # Errors
+/// The kernel's number.
+pub fn read_start<'a>(path: &core::ffi::CStr, into: &'a mut [u8]) -> Result<&'a [u8], Errno> {
+    let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+    // SAFETY: `path` is a terminated string.
+    let fd = keeping_errno(|&fd| fd < 0, || unsafe { libc::open(path.as_ptr(), flags) })?;
+    // SAFETY: `into` is valid to write for its length.
+    let got = keeping_errno(
+        |&n| n < 0,
+        || unsafe { libc::read(fd, into.as_mut_ptr().cast(), into.len()) },
+    );
+    close(fd);
+    Ok(into.get(..got?.unsigned_abs()).unwrap_or_default())
+}
+
+/// Closes a descriptor that `create` opened.
+pub fn close(fd: i32) {
+    // SAFETY: closing is safe for any number; the callers own theirs.
+    let _ = keeping_errno(|&r| r != 0, || unsafe { libc::close(fd) });
+}
+
+/// The process.
+pub fn pid() -> u32 {
+    // SAFETY: `getpid` has no preconditions.
+    unsafe { libc::getpid() }.unsigned_abs()
+}
+
+/// The calling thread, as the kernel numbers it.
+pub fn tid() -> u32 {
+    // SAFETY: `gettid` has no preconditions.
+    unsafe { libc::syscall(libc::SYS_gettid) as u32 }
+}
+
+/// CPUs that this process may run on, as far as its main thread tells: the calling one may be pinned. At least 1.
+pub fn cpus() -> usize {
+    // SAFETY: a zeroed set is a valid set, and the kernel writes at most its size.
+    let n = unsafe {
+        let mut set: libc::cpu_set_t = core::mem::zeroed();
+        let done = libc::sched_getaffinity(libc::getpid(), size_of::<libc::cpu_set_t>(), &mut set);
+        // It fails where there are more CPUs than a set has room for.
+        if done == 0 { libc::CPU_COUNT(&set) } else { libc::CPU_SETSIZE }
+    };
+    usize::try_from(n).unwrap_or(1).max(1)
+}
+
+/// Whether this program runs with more rights than its user has: nothing of the environment may be trusted then.
+pub fn is_privileged() -> bool {
+    // SAFETY: `getauxval` reads a constant of the process.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
+/// The environment as the process was given it: `NAME=value`, one after the other.
+///
+/// # Safety
+/// No other thread changes the environment while the iterator lives, as for `getenv`.
+pub unsafe fn environment() -> impl Iterator<Item = &'static [u8]> + Clone {
+    unsafe extern "C" {
+        static environ: *const *const libc::c_char;
+    }
+    // SAFETY: reading the process's own pointer; null where there is no environment.
+    let mut next = unsafe { environ };
+    core::iter::from_fn(move || {
+        if next.is_null() {
+            return None;
+        }
+        // SAFETY: `environ` is a list of terminated strings that ends with a null (and the caller keeps it unchanged).
+        unsafe {
+            let entry = *next;
+            if entry.is_null() {
+                return None;
+            }
+            next = next.add(1);
+            Some(core::ffi::CStr::from_ptr(entry).to_bytes())
+        }
+    })
+}
+
+/// Ends the process with SIGABRT.
+pub fn abort() -> ! {
+    // SAFETY: `abort` has no preconditions and doesn't return.
+    unsafe { libc::abort() }
+}

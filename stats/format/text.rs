@@ -1,0 +1,203 @@
+//! Text for people, in the words known from Valgrind.
+//! Owns: the lines and columns. Called by: `Snapshot::write_text`.
+//!
+//! T1: every line begins with `nearheap: ` and ends with a newline.
+//! T2: bytes appear exactly, as plain digits; the rounded figure before them is for the eye.
+
+use super::EachThread;
+use crate::rows::{SystemStats, Totals};
+use crate::snapshot::Snapshot;
+use core::fmt::{self, Write};
+
+/// Threads that the text shows; of the others it gives the number, and JSON lists them all.
+pub const TEXT_THREADS: u64 = 32;
+
+/// Bytes as `12.5 MiB (13107200 bytes)`, rounded down; below 1 KiB only the exact count.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [(u32, &str); 6] =
+            [(60, "EiB"), (50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+        let Self(bytes) = *self;
+        for (shift, name) in UNITS {
+            let unit = 1_u64 << shift;
+            if bytes >= unit {
+                // The rest is below 2^60, so ten times it fits.
+                let tenths = (bytes % unit) * 10 / unit;
+                return write!(f, "{}.{tenths} {name} ({bytes} bytes)", bytes / unit);
+            }
+        }
+        write!(f, "{bytes} bytes")
+    }
+}
+
+pub(super) fn write(
+    s: &Snapshot,
+    w: &mut dyn Write,
+    threads: &mut dyn FnMut(&mut EachThread<'_>) -> fmt::Result,
+) -> fmt::Result {
+    let t = s.totals;
+    writeln!(w, "nearheap: heap of process {}", s.pid)?;
+    writeln!(
+        w,
+        "nearheap: in use at exit: {} bytes in {} blocks",
+        t.in_use_bytes, t.in_use_blocks
+    )?;
+    writeln!(
+        w,
+        "nearheap: total heap usage: {} allocs, {} frees, {} bytes allocated",
+        t.allocs, t.frees, t.allocated_bytes
+    )?;
+    system(&s.system, w)?;
+    classes(s, w)?;
+    nodes(s, w)?;
+    thread_rows(s, w, threads)
+}
+
+fn system(s: &SystemStats, w: &mut dyn Write) -> fmt::Result {
+    let lines = [
+        ("mapped", s.mapped_bytes),
+        ("committed", s.committed_bytes),
+        ("peak committed", s.peak_committed_bytes),
+        ("metadata", s.metadata_bytes),
+        ("retained", s.retained_bytes),
+        ("purged", s.purged_bytes),
+    ];
+    for (name, bytes) in lines {
+        writeln!(w, "nearheap: {name}: {}", Bytes(bytes))?;
+    }
+    writeln!(
+        w,
+        "nearheap: refused: {} of {} maps, {} other calls, {} by the hard limit",
+        s.refused_maps, s.maps, s.refused_others, s.hard_limit_refusals
+    )?;
+    writeln!(w, "nearheap: soft limit crossed: {} times", s.soft_limit_crossings)
+}
+
+/// One row of the table of classes; `size` is a number or a dash.
+fn class_row(
+    w: &mut dyn Write,
+    what: &str,
+    (size, align): (&dyn fmt::Display, &dyn fmt::Display),
+    t: &Totals,
+    cached: &dyn fmt::Display,
+) -> fmt::Result {
+    writeln!(
+        w,
+        "nearheap: {what:<9}{size:>8}{align:>8}{:>13}{:>13}{:>15}{:>16}{cached:>15}",
+        t.allocs, t.frees, t.in_use_blocks, t.in_use_bytes
+    )
+}
+
+fn classes(s: &Snapshot, w: &mut dyn Write) -> fmt::Result {
+    writeln!(
+        w,
+        "nearheap: {:<9}{:>8}{:>8}{:>13}{:>13}{:>15}{:>16}{:>15}",
+        "classes",
+        "size",
+        "align",
+        "allocs",
+        "frees",
+        "in use blocks",
+        "in use bytes",
+        "cached blocks"
+    )?;
+    for c in s.classes().iter().filter(|c| c.is_used()) {
+        class_row(w, "class", (&c.size, &c.align), &c.sums(), &c.cached_blocks)?;
+    }
+    if s.unlisted() != Totals::default() {
+        class_row(w, "unlisted", (&"-", &"-"), &s.unlisted(), &"-")?;
+    }
+    class_row(w, "huge", (&"-", &"-"), &s.huge.sums(), &"-")
+}
+
+fn nodes(s: &Snapshot, w: &mut dyn Write) -> fmt::Result {
+    writeln!(
+        w,
+        "nearheap: {:<9}{:>8}{:>8}{:>13}{:>13}{:>15}{:>16}{:>15}{:>10}",
+        "nodes",
+        "node",
+        "shards",
+        "allocs",
+        "frees",
+        "cached bytes",
+        "in use bytes",
+        "retained bytes",
+        "segments"
+    )?;
+    for n in s.nodes() {
+        writeln!(
+            w,
+            "nearheap: {:<9}{:>8}{:>8}{:>13}{:>13}{:>15}{:>16}{:>15}{:>10}",
+            "node",
+            n.node,
+            n.shards,
+            n.allocs,
+            n.frees,
+            n.cached_bytes,
+            n.in_use_bytes,
+            n.retained_bytes,
+            n.segments
+        )?;
+    }
+    Ok(())
+}
+
+fn thread_rows(
+    s: &Snapshot,
+    w: &mut dyn Write,
+    threads: &mut dyn FnMut(&mut EachThread<'_>) -> fmt::Result,
+) -> fmt::Result {
+    writeln!(w, "nearheap: threads with a cache: {}", s.live_threads)?;
+    let mut seen = 0_u64;
+    threads(&mut |t| {
+        seen = seen.saturating_add(1);
+        if seen > TEXT_THREADS {
+            return Ok(());
+        }
+        if seen == 1 {
+            writeln!(
+                w,
+                "nearheap: {:<9}{:>16}{:>13}{:>13}{:>17}{:>14}{:>15}",
+                "threads",
+                "id",
+                "allocs",
+                "frees",
+                "allocated bytes",
+                "freed bytes",
+                "cached bytes"
+            )?;
+        }
+        writeln!(
+            w,
+            "nearheap: {:<9}{:>16}{:>13}{:>13}{:>17}{:>14}{:>15}",
+            "thread", t.id, t.allocs, t.frees, t.allocated_bytes, t.freed_bytes, t.cached_bytes
+        )
+    })?;
+    match seen.saturating_sub(TEXT_THREADS) {
+        0 => Ok(()),
+        more => writeln!(w, "nearheap: and {more} threads more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Bytes;
+    use rstest::rstest;
+    use std::string::ToString;
+
+    #[rstest]
+    #[case(0, "0 bytes")]
+    #[case(1023, "1023 bytes")]
+    #[case(1024, "1.0 KiB (1024 bytes)")]
+    #[case(1535, "1.4 KiB (1535 bytes)")]
+    #[case(1536, "1.5 KiB (1536 bytes)")]
+    #[case((1 << 20) - 1, "1023.9 KiB (1048575 bytes)")]
+    #[case(4 << 20, "4.0 MiB (4194304 bytes)")]
+    #[case(5 << 30, "5.0 GiB (5368709120 bytes)")]
+    #[case(u64::MAX, "15.9 EiB (18446744073709551615 bytes)")]
+    fn bytes(#[case] n: u64, #[case] text: &str) {
+        assert_eq!(Bytes(n).to_string(), text);
+    }
+}
