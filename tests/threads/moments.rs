@@ -7,6 +7,7 @@ use crate::common::contents::{check, fill, prepare};
 use rstest::rstest;
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, realloc};
 use std::ffi::{c_int, c_void};
+use std::hint::black_box;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
@@ -18,9 +19,10 @@ fn use_the_heap(id: u64) {
             let mut layout = Layout::from_size_align(size, align).unwrap();
             // SAFETY: the block is filled to its size, resized and freed with its own layout.
             unsafe {
-                let zeroed = alloc_zeroed(layout);
+                // Hidden from the optimiser, which would remove a block that is only read.
+                let zeroed = black_box(alloc_zeroed(layout));
                 assert!(!zeroed.is_null() && *zeroed.add(size - 1) == 0);
-                let mut block = alloc(layout);
+                let mut block = black_box(alloc(layout));
                 assert!(!block.is_null() && (block as usize).is_multiple_of(align));
                 fill(block, id, 0, size);
                 dealloc(zeroed, layout);
