@@ -267,13 +267,18 @@ impl Cache {
 
     /// The counts of a slot, from any thread.
     pub(crate) fn counts(&self, slot: Slot) -> Counts {
+        self.look(slot).0
+    }
+
+    /// The counts of a slot, and whether they are whole (V2).
+    fn look(&self, slot: Slot) -> (Counts, bool) {
         let i = slot.index();
-        let ((word, net), _) = self
+        let ((word, net), whole) = self
             .version
             .look(|| (self.words[i].load(Ordering::Relaxed), self.net[i].load(Ordering::Relaxed)));
         let State { n, allocs, .. } = State::of(word);
         let frees = allocs.wrapping_add(n as u64).wrapping_sub(net);
-        Counts { allocs, frees, cached: n as u64 }
+        (Counts { allocs, frees, cached: n as u64 }, whole)
     }
 
     /// The capacity for a slot after it ran dry or full: twice as much, within its limit and the thread's budget.
@@ -384,22 +389,48 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_that_is_being_rearranged_is_not_whole() {
+        let cache = Cache::new();
+        let slot = Slot::small(16);
+        cache.settle(slot, State { n: 6, room: 2, allocs: 10 }, 9);
+        let before = Counts { allocs: 10, frees: 7, cached: 6 };
+        assert_eq!(cache.look(slot), (before, true));
+        cache.unsettle(slot);
+        // The word says that nothing is here, the net that nothing has left: three frees too few.
+        assert_eq!(cache.look(slot), (Counts { allocs: 10, frees: 1, cached: 0 }, false));
+        cache.settle(slot, State { n: 2, room: 6, allocs: 10 }, -4);
+        assert_eq!(cache.look(slot), (Counts { cached: 2, ..before }, true));
+    }
+
+    #[test]
     fn counts_see_a_word_and_its_net_together() {
         let cache = Cache::new();
         let slot = Slot::small(16);
-        std::thread::scope(|s| {
+        let state = |n, allocs| State { n, room: 0, allocs };
+        let whole = std::thread::scope(|s| {
             let cache = &cache;
             s.spawn(move || {
-                for i in 0..200_000_u64 {
-                    // One refilled, one handed out; one taken back, one flushed: one block in use at most.
-                    cache.settle(slot, State { n: 0, room: 0, allocs: i + 1 }, 1);
-                    cache.settle(slot, State { n: 0, room: 0, allocs: i + 1 }, -1);
+                for i in 1..=200_000_u64 {
+                    // Of four refilled, one is handed out; two are flushed. One is taken back, and the rest is flushed.
+                    // So one block is in use at most.
+                    cache.settle(slot, state(3, i), 4);
+                    cache.unsettle(slot);
+                    cache.settle(slot, state(1, i), -2);
+                    cache.settle(slot, state(2, i), 0);
+                    cache.unsettle(slot);
+                    cache.settle(slot, state(0, i), -2);
                 }
             });
+            let mut whole = 0;
             for _ in 0..50_000 {
-                let Counts { allocs, frees, .. } = cache.counts(slot);
-                assert!(allocs - frees <= 1, "{allocs} {frees}");
+                // Where the writer lost its CPU in the middle, the looks end before the change does.
+                if let (Counts { allocs, frees, cached }, true) = cache.look(slot) {
+                    assert!(allocs - frees <= 1 && cached <= 3, "{allocs} {frees} {cached}");
+                    whole += 1;
+                }
             }
+            whole
         });
+        assert!(whole > 10_000, "only {whole} looks were whole");
     }
 }
