@@ -1,0 +1,124 @@
+//! What the kernel knows of this process, read without an allocation.
+//! Owns: nothing. Called by: `probe`, `workload` and the workload `tiny`.
+
+use std::ffi::CStr;
+
+/// Page faults: those served from memory, and those that waited for a disk.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Faults {
+    /// Served from memory.
+    pub(crate) minor: u64,
+    /// Served from a disk.
+    pub(crate) major: u64,
+}
+
+/// Resident bytes now, exactly: the kernel walks the page tables for them.
+pub(crate) fn resident_bytes() -> u64 {
+    field_kib(c"/proc/self/smaps_rollup", b"\nRss:")
+        .or_else(|| field_kib(c"/proc/self/status", b"\nVmRSS:"))
+        .map_or(0, |kib| kib * 1024)
+}
+
+/// The most that was resident since this program was loaded. `getrusage` would tell that of the parent if that was more.
+pub(crate) fn peak_resident_bytes() -> u64 {
+    let peak = field_kib(c"/proc/self/status", b"\nVmHWM:").map_or(0, |kib| kib * 1024);
+    // The kernel counts in batches per CPU, so the exact number of now may be above its peak.
+    peak.max(resident_bytes())
+}
+
+/// The page faults of this process and of those children that have ended.
+pub(crate) fn faults() -> Faults {
+    let mut faults = Faults::default();
+    for who in [libc::RUSAGE_SELF, libc::RUSAGE_CHILDREN] {
+        // SAFETY: all zeros is a value of the type, which holds only numbers.
+        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+        // SAFETY: the pointer is to a value of the type that the call fills.
+        if unsafe { libc::getrusage(who, &raw mut usage) } == 0 {
+            faults.minor += usage.ru_minflt.unsigned_abs();
+            faults.major += usage.ru_majflt.unsigned_abs();
+        }
+    }
+    faults
+}
+
+/// Keeps this thread, and those that it starts, on the last CPU that it may use; the first has most of the interrupts.
+pub(crate) fn pin() {
+    // SAFETY: all zeros is a value of the type: the empty set.
+    let mut allowed: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    let size = size_of::<libc::cpu_set_t>();
+    // SAFETY: the pointer is to a set of the size that is named.
+    if unsafe { libc::sched_getaffinity(0, size, &raw mut allowed) } != 0 {
+        return;
+    }
+    // SAFETY: the index is below the number of bits in the set.
+    let last = (0..8 * size).rev().find(|cpu| unsafe { libc::CPU_ISSET(*cpu, &allowed) });
+    if let Some(last) = last {
+        // SAFETY: as above.
+        let mut one: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the index is below the number of bits in the set.
+        unsafe { libc::CPU_SET(last, &mut one) };
+        // SAFETY: the pointer is to a set of the size that is named. A refusal leaves the thread where it was.
+        unsafe { libc::sched_setaffinity(0, size, &raw const one) };
+    }
+}
+
+/// Has the kernel end this process with SIGALRM if it still runs after so long.
+pub(crate) fn end_after(seconds: u32) {
+    // SAFETY: the call has no preconditions; nobody else here uses the alarm.
+    unsafe { libc::alarm(seconds) };
+}
+
+/// The number that follows `key` in `file`, in KiB.
+fn field_kib(file: &CStr, key: &[u8]) -> Option<u64> {
+    let mut buffer = [0_u8; 4096];
+    let text = read(file, &mut buffer)?;
+    let at = text.windows(key.len()).position(|window| window == key)?;
+    let digits = text.get(at + key.len()..)?.trim_ascii_start();
+    let number = digits.iter().take_while(|byte| byte.is_ascii_digit());
+    Some(number.fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')))
+}
+
+/// The beginning of `file`, as much of it as the buffer holds.
+fn read<'b>(file: &CStr, buffer: &'b mut [u8]) -> Option<&'b [u8]> {
+    // SAFETY: the path ends with a zero.
+    let fd = unsafe { libc::open(file.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+    if fd < 0 {
+        return None;
+    }
+    let mut filled = 0;
+    loop {
+        let rest = buffer.get_mut(filled..).unwrap_or_default();
+        // SAFETY: the pointer is to so many bytes of the buffer.
+        let got = unsafe { libc::read(fd, rest.as_mut_ptr().cast(), rest.len()) };
+        match usize::try_from(got) {
+            Ok(1..) => filled += got.unsigned_abs(),
+            _ => break,
+        }
+    }
+    // SAFETY: the descriptor is open, and nobody else has it.
+    unsafe { libc::close(fd) };
+    buffer.get(..filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resident_memory_follows_what_is_touched() {
+        const SIZE: usize = 32 << 20;
+        let before = resident_bytes();
+        let memory = vec![1_u8; SIZE];
+        let during = resident_bytes();
+        assert!(during >= before + SIZE as u64 / 2, "{before} then {during}");
+        assert!(peak_resident_bytes() >= during);
+        assert!(faults().minor > 0);
+        drop(memory);
+    }
+
+    #[test]
+    fn a_key_that_is_not_there_is_no_number() {
+        assert_eq!(field_kib(c"/proc/self/status", b"\nNothing:"), None);
+        assert_eq!(field_kib(c"/proc/self/no-such-file", b"\nRss:"), None);
+    }
+}
