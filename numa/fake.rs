@@ -47,6 +47,7 @@ pub struct FakeOs {
     calls: AtomicUsize,
     fail_at: AtomicUsize,
     fail_all: AtomicBool,
+    fail_late: AtomicBool,
     ranges: Mutex<Ranges>,
     now: AtomicU64,
 }
@@ -81,6 +82,7 @@ impl FakeOs {
             calls: AtomicUsize::new(0),
             fail_at: AtomicUsize::new(0),
             fail_all: AtomicBool::new(false),
+            fail_late: AtomicBool::new(false),
             ranges: Mutex::default(),
             now: AtomicU64::new(1),
         }
@@ -95,6 +97,11 @@ impl FakeOs {
     /// Refuses every call, or none.
     pub fn fail_all(&self, yes: bool) {
         self.fail_all.store(yes, SeqCst);
+    }
+
+    /// Refuses every move onto a place, or none, as late as the kernel may: what was mapped at the place is gone then.
+    pub fn fail_late(&self, yes: bool) {
+        self.fail_late.store(yes, SeqCst);
     }
 
     /// Calls since the script began.
@@ -205,6 +212,12 @@ unsafe impl Os for FakeOs {
         ranges.around(at, old);
         if let Some(onto) = onto {
             ranges.around(onto, new);
+            if self.fail_late.load(SeqCst) {
+                // SAFETY: the caller's promise: nobody uses the place.
+                unsafe { Linux.unmap(onto, new)? };
+                ranges.remove(onto, new);
+                return Err(Errno(libc::ENOMEM));
+            }
         }
         // The real kernel moves to multiples of its own page.
         let place = match onto {

@@ -537,6 +537,28 @@ mod tests {
     }
 
     #[test]
+    fn a_place_that_a_refused_move_gave_up_is_let_alone() {
+        let source = PageSource::new(FakeOs::new());
+        let at = source.map(MIB, 4 * MIB).unwrap();
+        assert!(source.commit(MIB));
+        source.os().fail_late(true);
+        // SAFETY: the mapping is ours, and didn't move.
+        unsafe {
+            at.as_ptr().write(42);
+            // Somebody else may be where the place was: this kernel ends the test if it is unmapped again.
+            assert!(source.remap(at, (MIB, 8 * MIB), 4 * MIB).is_none());
+            assert_eq!(at.as_ptr().read(), 42);
+        }
+        let a = source.accounts();
+        assert_eq!((a.committed, a.refused_others), (MIB, 1));
+        assert_eq!(source.os().mapped(), MIB, "the block is where it was");
+        assert_eq!(a.mapped, 9 * MIB, "the place may still be mapped, for all that is known");
+        // SAFETY: as above.
+        assert!(unsafe { source.unmap(at, MIB, MIB) });
+        assert_eq!(source.accounts().committed, 0);
+    }
+
+    #[test]
     fn moving_keeps_contents_and_accounts() {
         let source = PageSource::new(FakeOs::new());
         let at = source.map(MIB, 4096).unwrap();

@@ -331,3 +331,21 @@ fn a_block_that_can_not_move_is_as_it_was() {
         model.finish();
     }
 }
+
+#[test]
+fn a_block_that_lost_the_place_it_was_to_move_to_is_as_it_was() {
+    let mut model = Model::new(4096, 0);
+    assert!(model.alloc(3, 1 << 20, false));
+    let committed = model.source.committed();
+    model.source.os().fail_late(true);
+    for pages in [4, 40, 400] {
+        assert!(!model.resize(0, pages));
+        assert_eq!(model.source.committed(), committed);
+        assert_eq!(model.huge.mapped(), (3 * 4096, 0));
+    }
+    model.source.os().fail_late(false);
+    assert!(model.resize(0, 40));
+    model.free(0);
+    assert_eq!(model.huge.bytes(), 0);
+    assert_eq!(model.source.committed(), model.meta.bytes());
+}
