@@ -299,3 +299,30 @@ pub fn abort() -> ! {
     // SAFETY: `abort` has no preconditions and doesn't return.
     unsafe { libc::abort() }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpus_are_those_of_the_process_also_for_a_thread_that_is_pinned() {
+        let all = cpus();
+        let pinned = std::thread::spawn(|| {
+            // SAFETY: a zeroed set is a valid one; the calls read and write at most its size, for this thread only.
+            unsafe {
+                let mut set: libc::cpu_set_t = core::mem::zeroed();
+                let size = size_of::<libc::cpu_set_t>();
+                assert_eq!(libc::sched_getaffinity(0, size, &mut set), 0);
+                let first = (0..libc::CPU_SETSIZE as usize).find(|&cpu| libc::CPU_ISSET(cpu, &set));
+                libc::CPU_ZERO(&mut set);
+                libc::CPU_SET(first.unwrap(), &mut set);
+                assert_eq!(libc::sched_setaffinity(0, size, &set), 0);
+            }
+            cpus()
+        });
+        assert_eq!(pinned.join().unwrap(), all);
+        if all == 1 {
+            std::eprintln!("SKIPPED: with one CPU, a pinned thread sees what the process does");
+        }
+    }
+}
