@@ -338,7 +338,8 @@ impl<O: Os> Heap<O> {
     }
 
     fn alloc_huge(&self, cache: Option<&Cache>, layout: Layout, zero: bool) -> Found {
-        let Some(len) = self.huge_len(layout.size()) else { return NOTHING };
+        let possible = |_: &usize| layout.align() < ADDRESSES;
+        let Some(len) = self.huge_len(layout.size()).filter(possible) else { return NOTHING };
         let shape = (len, layout.align());
         let Granules { meta, source, .. } = &self.granules;
         let found = self

@@ -2,6 +2,7 @@
 
 mod conservation;
 mod exhaustion;
+mod impossible;
 mod limits;
 
 use super::*;
