@@ -36,6 +36,7 @@ fn scenario() {
         ("purges", || amid(purges, 60)),
         ("threads_come_and_go", || amid(threads_come_and_go, 60)),
         ("first_operation", first_operation),
+        ("amid_a_walk", amid_a_walk),
         ("counters", counters),
     ]);
 }
@@ -268,6 +269,43 @@ fn first_operation() {
     }
 }
 
+/// Forks while another thread walks over the threads, inside the registry's lock, and purges there. A fork that held the
+/// purger's lock and waited for the registry's would never end, and neither would the walk.
+fn amid_a_walk() {
+    static WALKING: AtomicBool = AtomicBool::new(false);
+    static FORKING: AtomicBool = AtomicBool::new(false);
+    // SAFETY: as in `amid`.
+    unsafe { libc::alarm(ALARM_S) };
+    let await_flag = |flag: &AtomicBool| {
+        while !flag.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
+    prepare();
+    let walker = thread::spawn(move || {
+        let mut rows = 0;
+        nearheap::threads(&mut |_| {
+            if rows == 0 {
+                WALKING.store(true, Ordering::SeqCst);
+                await_flag(&FORKING);
+                // Until the fork waits for this walk to end.
+                thread::sleep(Duration::from_millis(100));
+                nearheap::purge();
+            }
+            rows += 1;
+            Ok(())
+        })
+        .unwrap();
+        rows
+    });
+    let inherited = some_blocks(5, 100);
+    await_flag(&WALKING);
+    FORKING.store(true, Ordering::SeqCst);
+    fork(|| be_a_child(inherited, 0), 0);
+    // The main thread, the scenario's, the walker's, and those that have ended.
+    assert_eq!(walker.join().unwrap(), 4);
+}
+
 /// With the other threads at rest nothing is in flight, so the child's numbers are the parent's.
 fn counters() {
     prepare();
@@ -309,6 +347,7 @@ fn counters() {
 #[case("purges")]
 #[case("threads_come_and_go")]
 #[case("first_operation")]
+#[case("amid_a_walk")]
 #[case("counters")]
 fn a_child_has_a_whole_heap(#[case] scenario: &str) {
     child(scenario).within(Duration::from_secs(170)).run().succeeds_with("");
