@@ -4,6 +4,7 @@ use super::{Folder, SIZE, counted, make_blocks};
 use crate::common::{Run, child};
 use rstest::rstest;
 use serde_json::Value;
+use std::ffi::CString;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 pub(crate) fn exits_with_7() {
@@ -117,4 +118,54 @@ fn a_forked_child_that_leaves_by_exit_without_handlers_leaves_no_dump() {
     let stderr = run.run().succeeds();
     assert_eq!(stderr.lines().count(), 1);
     assert_eq!(counted(&serde_json::from_str(&stderr).unwrap(), "in_use_blocks"), 100);
+}
+
+/// Ends while another thread reads the dump from a pipe: as soon as the pipe is full, so that the dump waits in its
+/// middle, the thread forks a child that allocates, asks for statistics, and exits with 3.
+pub(crate) fn forks_amid_the_dump() {
+    let pipe = CString::new(std::env::var("NEARHEAP_STATS_FILE").unwrap()).unwrap();
+    std::thread::spawn(move || {
+        let fail = |what: &str| -> ! {
+            eprintln!("{what}");
+            // SAFETY: ends the process, which is at its exit already.
+            unsafe { libc::_exit(9) }
+        };
+        // SAFETY: system calls on a pipe of this process's own; the child uses the heap only, and exits.
+        unsafe {
+            let reader = libc::open(pipe.as_ptr(), libc::O_RDONLY);
+            let room = libc::fcntl(reader, libc::F_SETPIPE_SZ, 4096);
+            let mut waiting = 0;
+            // A piece of the dump, up to 1 KiB, is written whole or waits.
+            while waiting <= room - 1024 {
+                libc::usleep(1000);
+                libc::ioctl(reader, libc::FIONREAD, &mut waiting);
+            }
+            let child = libc::fork();
+            if child == 0 {
+                libc::alarm(20);
+                make_blocks(1000, false);
+                let enough = nearheap::stats().totals.frees > 1000;
+                libc::exit(if enough { 3 } else { 4 });
+            }
+            let mut status = 0;
+            libc::waitpid(child, &mut status, 0);
+            if status != 3 << 8 {
+                fail(&format!("the child ended with wait status {status:#x}"));
+            }
+            let mut bytes = [0_u8; 4096];
+            while libc::read(reader, bytes.as_mut_ptr().cast(), bytes.len()) > 0 {}
+        }
+    });
+}
+
+#[test]
+fn a_child_forked_in_the_middle_of_the_dump_ends_without_one() {
+    let folder = Folder::new();
+    let pipe = folder.path("pipe");
+    let name = CString::new(pipe.as_str()).unwrap();
+    // SAFETY: a terminated name.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    // In this format the dump is written while no lock is held that a fork has to wait for.
+    let run = child("forks_amid_the_dump").env("NEARHEAP_STATS", "openmetrics");
+    run.env("NEARHEAP_STATS_FILE", &pipe).run().succeeds_with("");
 }

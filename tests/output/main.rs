@@ -37,6 +37,7 @@ fn scenario() {
         ("panics", counts::panics),
         ("exits_with_7", files::exits_with_7),
         ("forks", files::forks),
+        ("forks_amid_the_dump", files::forks_amid_the_dump),
         ("asks_for_statistics", snapshot::asks_for_statistics),
     ]);
 }
