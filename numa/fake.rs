@@ -1,13 +1,21 @@
 //! A kernel that refuses on command: the real one behind a script.
-//! Owns: `FakeOs`. Called by: tests, which fail the n-th call, every call, or see an OS page of another size.
+//! Owns: `FakeOs`. Called by: tests, which fail the n-th call, every call, or see an OS page of another size or a machine
+//! with other NUMA nodes.
 //!
 //! It knows what is mapped: a call on anything else ends the test, and what is left is unmapped with it.
 
+use crate::nodes::NodeSet;
 use crate::os::{Errno, Linux, Os};
+use crate::placement::Placement;
+use core::ffi::CStr;
 use core::ptr::{NonNull, with_exposed_provenance_mut};
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::borrow::ToOwned;
 use std::collections::BTreeMap;
+use std::format;
+use std::string::String;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::vec::Vec;
 
 /// Mapped ranges: from where to where, as they were mapped and cut.
 #[derive(Debug, Default)]
@@ -40,6 +48,29 @@ impl Ranges {
     }
 }
 
+/// A NUMA node, as the kernel writes about it.
+#[derive(Clone, Copy, Debug)]
+pub struct FakeNode {
+    /// Its number.
+    pub node: u8,
+    /// Its CPUs, such as `0-1,8`; empty for none.
+    pub cpus: &'static str,
+    /// KiB of its memory.
+    pub kib: u64,
+    /// Its distances to all nodes, such as `10 21`.
+    pub distances: &'static str,
+}
+
+/// What the machine says of its nodes.
+#[derive(Debug)]
+struct Machine {
+    allowed: Result<NodeSet, Errno>,
+    files: BTreeMap<String, String>,
+    cpu: Option<usize>,
+    knows_weights: bool,
+    placed: Vec<(usize, usize, Placement)>,
+}
+
 /// The real kernel with a script of refusals.
 #[derive(Debug)]
 pub struct FakeOs {
@@ -50,6 +81,7 @@ pub struct FakeOs {
     fail_late: AtomicBool,
     ranges: Mutex<Ranges>,
     now: AtomicU64,
+    machine: Mutex<Machine>,
 }
 
 impl Drop for FakeOs {
@@ -85,7 +117,67 @@ impl FakeOs {
             fail_late: AtomicBool::new(false),
             ranges: Mutex::default(),
             now: AtomicU64::new(1),
+            machine: Mutex::new(Machine {
+                allowed: Ok(NodeSet::of(&[0])),
+                files: BTreeMap::new(),
+                cpu: Some(0),
+                knows_weights: false,
+                placed: Vec::new(),
+            }),
         }
+    }
+
+    /// Makes it a machine with these nodes, of which all memory may be used.
+    pub fn set_nodes(&self, nodes: &[FakeNode]) {
+        let online = nodes.iter().fold(NodeSet::NONE, |set, n| set.with(n.node));
+        let with_memory = nodes.iter().filter(|n| n.kib > 0);
+        self.allow(Ok(with_memory.fold(NodeSet::NONE, |set, n| set.with(n.node))));
+        self.machine().files.clear();
+        self.set_file("online", Some(&format!("{online}\n")));
+        for &FakeNode { node, cpus, kib, distances } in nodes {
+            self.set_file(&format!("node{node}/cpulist"), Some(&format!("{cpus}\n")));
+            self.set_file(&format!("node{node}/distance"), Some(&format!("{distances}\n")));
+            let free = kib / 2;
+            let text = format!(
+                "Node {node} MemTotal:       {kib} kB\nNode {node} MemFree:  {free} kB\nNode {node} HugePages_Total:     0\n"
+            );
+            self.set_file(&format!("node{node}/meminfo"), Some(&text));
+        }
+    }
+
+    /// Gives a file below `/sys/devices/system/node` this text, or takes it away.
+    pub fn set_file(&self, name: &str, text: Option<&str>) {
+        let path = format!("/sys/devices/system/node/{name}");
+        let mut machine = self.machine();
+        match text {
+            Some(text) => machine.files.insert(path, text.to_owned()),
+            None => machine.files.remove(&path),
+        };
+    }
+
+    /// Changes which nodes the process may use, or refuses to say.
+    pub fn allow(&self, nodes: Result<NodeSet, Errno>) {
+        self.machine().allowed = nodes;
+    }
+
+    /// Moves all threads to a CPU, or refuses to say where they are.
+    pub fn set_cpu(&self, cpu: Option<usize>) {
+        self.machine().cpu = cpu;
+    }
+
+    /// Makes it a kernel that can interleave by weights, or one that can't.
+    pub fn set_knows_weights(&self, yes: bool) {
+        self.machine().knows_weights = yes;
+    }
+
+    /// Where which ranges were to be placed, as address, length and placement, in the order of the calls that were not
+    /// refused. The real kernel is not asked.
+    pub fn placed(&self) -> Vec<(usize, usize, Placement)> {
+        self.machine().placed.clone()
+    }
+
+    fn machine(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Refuses the `n`-th call from now, counted from 1; 0 for none.
@@ -233,5 +325,42 @@ unsafe impl Os for FakeOs {
         }
         ranges.add(moved, new);
         Ok(moved)
+    }
+
+    fn allowed_nodes(&self) -> Result<NodeSet, Errno> {
+        self.script()?;
+        self.machine().allowed
+    }
+
+    unsafe fn place(&self, at: NonNull<u8>, len: usize, on: Placement) -> Result<(), Errno> {
+        self.script()?;
+        assert_eq!((at.as_ptr() as usize | len) % self.page, 0, "broken pages");
+        self.ranges().around(at, len);
+        let mut machine = self.machine();
+        // The real kernel refuses a set without a single node that may be used.
+        if machine.allowed?.and(on.nodes).is_empty() {
+            return Err(Errno(libc::EINVAL));
+        }
+        machine.placed.push((at.as_ptr() as usize, len, on));
+        Ok(())
+    }
+
+    fn knows_weights(&self) -> bool {
+        self.script().is_ok() && self.machine().knows_weights
+    }
+
+    fn cpu(&self) -> Option<usize> {
+        self.machine().cpu
+    }
+
+    /// In parts of 3 bytes, so that whoever reads finds every number broken somewhere; but a node's `meminfo`, of which the
+    /// first lines count, in one.
+    fn read(&self, path: &CStr, each: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), Errno> {
+        self.script()?;
+        let path = path.to_string_lossy();
+        let text = self.machine().files.get(&*path).cloned().ok_or(Errno(libc::ENOENT))?;
+        let part = if path.ends_with("meminfo") { text.len() } else { 3 };
+        let _ = text.as_bytes().chunks(part.max(1)).all(each);
+        Ok(())
     }
 }

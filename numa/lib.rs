@@ -3,6 +3,9 @@
 //! | file | noun |
 //! |---|---|
 //! | `os` | the kernel, as a trait (`Os`) and as the real thing (`Linux`): the only system calls in nearheap |
+//! | `nodes`, `policy` | a set of NUMA nodes; on which nodes memory shall lie, as a value and as text |
+//! | `topology` | the nodes of this machine: their CPUs, memory and distances |
+//! | `placement` | what a policy asks of the kernel on a machine |
 //! | `lock` | a mutual exclusion that neither allocates nor poisons and can be held across `fork` |
 //! | `source` | reserve, commit, purge, and the limits, with the accounts of each |
 //! | `sync` | atomics, the model checker's under `--cfg loom` |
@@ -20,9 +23,16 @@ pub mod lock;
 #[cfg(test)]
 #[cfg(loom)]
 mod model;
+pub mod nodes;
 pub mod os;
+pub mod placement;
+pub mod policy;
 pub mod source;
 pub mod sync;
+pub mod topology;
 
+pub use nodes::NodeSet;
 pub use os::{Errno, Os};
+pub use policy::{Policy, Weights};
 pub use source::PageSource;
+pub use topology::Topology;

@@ -1,12 +1,15 @@
 //! The kernel: the only system calls in nearheap.
-//! Owns: `Os` (what the heap asks of memory and time), `Linux` (the real answers), and the calls of the process.
-//! Called by: `source` and `lock`; the process calls by the heap's start, its reports and its exit.
+//! Owns: `Os` (what the heap asks of memory, nodes and time), `Linux` (the real answers), and the calls of the process.
+//! Called by: `source`, `topology` and `lock`; the process calls by the heap's start, its reports and its exit.
 //!
 //! O1: nothing here allocates, and nothing prints but `write`.
 //! O2: a failed call changes nothing; the error number is in the result, and `errno` is the caller's as before.
 
+use crate::nodes::NodeSet;
+use crate::placement::{Mode, Placement};
 #[cfg(not(loom))]
 use crate::sync::AtomicU32;
+use core::ffi::CStr;
 use core::ptr::NonNull;
 
 /// The kernel's number for a refusal.
@@ -77,6 +80,48 @@ pub unsafe trait Os: Sync {
         new: usize,
         onto: Option<NonNull<u8>>,
     ) -> Result<NonNull<u8>, Errno>;
+
+    // What follows is about NUMA nodes. The answers given here are those of a kernel that knows nothing of them.
+
+    /// The nodes whose memory this process may use at the moment.
+    ///
+    /// # Errors
+    /// The kernel's number: it knows no nodes, or a filter of system calls forbids to ask.
+    fn allowed_nodes(&self) -> Result<NodeSet, Errno> {
+        Err(Errno(libc::ENOSYS))
+    }
+
+    /// Says on which nodes the pages of `[at, at + len)` shall be put when they are first touched. Pages that are there
+    /// already stay where they are.
+    ///
+    /// # Errors
+    /// The kernel's number; the range is as it was.
+    ///
+    /// # Safety
+    /// The range was mapped here, in whole OS pages.
+    unsafe fn place(&self, at: NonNull<u8>, len: usize, on: Placement) -> Result<(), Errno> {
+        let _ = (at, len, on);
+        Err(Errno(libc::ENOSYS))
+    }
+
+    /// Whether the kernel can interleave by weights.
+    fn knows_weights(&self) -> bool {
+        false
+    }
+
+    /// The CPU that the calling thread runs on, or ran on a moment ago.
+    fn cpu(&self) -> Option<usize> {
+        None
+    }
+
+    /// Reads a file and hands it to `each` in parts, until that returns `false`.
+    ///
+    /// # Errors
+    /// The kernel's number; a part of the file may have been handed out.
+    fn read(&self, path: &CStr, each: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), Errno> {
+        let _ = (path, each);
+        Err(Errno(libc::ENOENT))
+    }
 }
 
 /// The kernel that this process runs on.
@@ -96,8 +141,8 @@ fn keeping_errno<T>(failed: impl FnOnce(&T) -> bool, call: impl FnOnce() -> T) -
     if failed(&result) { Err(Errno(after)) } else { Ok(result) }
 }
 
-fn zero_or_errno(call: impl FnOnce() -> libc::c_int) -> Result<(), Errno> {
-    keeping_errno(|&r| r != 0, call).map(drop)
+fn zero_or_errno<R: Default + PartialEq>(call: impl FnOnce() -> R) -> Result<(), Errno> {
+    keeping_errno(|r| *r != R::default(), call).map(drop)
 }
 
 fn mapping_or_errno(call: impl FnOnce() -> *mut libc::c_void) -> Result<NonNull<u8>, Errno> {
@@ -164,6 +209,94 @@ unsafe impl Os for Linux {
         // SAFETY: the caller owns both mappings; the kernel carries the contents to the new place.
         mapping_or_errno(|| unsafe { libc::mremap(at.as_ptr().cast(), old, new, flags, onto) })
     }
+
+    fn allowed_nodes(&self) -> Result<NodeSet, Errno> {
+        /// Of `get_mempolicy`: asks for what may be used, not for what was chosen.
+        const MPOL_F_MEMS_ALLOWED: libc::c_ulong = 1 << 2;
+        /// Words of the mask. The kernel refuses one with less room than it has nodes: at most 1024.
+        const WORDS: usize = 1024 / u64::BITS as usize;
+        let mut mask = [0_u64; WORDS];
+        let bits = mask_bits(WORDS);
+        zero_or_errno(|| {
+            // SAFETY: the kernel writes at most the words of the mask; without MPOL_F_ADDR it looks at no address.
+            unsafe {
+                let mode = core::ptr::null_mut::<libc::c_int>();
+                let (mask, at) = (mask.as_mut_ptr(), 0_usize);
+                libc::syscall(libc::SYS_get_mempolicy, mode, mask, bits, at, MPOL_F_MEMS_ALLOWED)
+            }
+        })?;
+        Ok(NodeSet::from_bits(mask.first().copied().unwrap_or(0)))
+    }
+
+    unsafe fn place(&self, at: NonNull<u8>, len: usize, on: Placement) -> Result<(), Errno> {
+        let mode = match on.mode {
+            Mode::Preferred => libc::MPOL_PREFERRED,
+            Mode::Bind => libc::MPOL_BIND,
+            Mode::Interleave => libc::MPOL_INTERLEAVE,
+            Mode::WeightedInterleave => MPOL_WEIGHTED_INTERLEAVE,
+        };
+        let mask = on.nodes.bits();
+        // SAFETY: the caller owns the range, whose contents stay; the kernel reads the one word of the mask.
+        zero_or_errno(|| unsafe {
+            let (at, mask, bits) = (at.as_ptr(), &raw const mask, mask_bits(1));
+            libc::syscall(libc::SYS_mbind, at, len, mode, mask, bits, 0_usize)
+        })
+    }
+
+    fn knows_weights(&self) -> bool {
+        let (nowhere, nothing) = (core::ptr::null_mut::<u8>(), 0_usize);
+        let (mode, mask) = (MPOL_WEIGHTED_INTERLEAVE, core::ptr::null::<u64>());
+        // SAFETY: the kernel looks at the mode first, and then there is nothing to do for a range of no bytes.
+        let known = zero_or_errno(|| unsafe {
+            libc::syscall(libc::SYS_mbind, nowhere, nothing, mode, mask, 0_usize, 0_usize)
+        });
+        known.is_ok()
+    }
+
+    fn cpu(&self) -> Option<usize> {
+        // SAFETY: `sched_getcpu` has no preconditions. It is no system call: the kernel leaves the number in user space.
+        let cpu = keeping_errno(|&cpu| cpu < 0, || unsafe { libc::sched_getcpu() });
+        usize::try_from(cpu.ok()?).ok()
+    }
+
+    fn read(&self, path: &CStr, each: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), Errno> {
+        let fd = open_to_read(path)?;
+        let mut buffer = [0; 512];
+        let result = loop {
+            match read_some(fd, &mut buffer) {
+                Ok([]) => break Ok(()),
+                Ok(part) if each(part) => {}
+                Ok(_) => break Ok(()),
+                Err(Errno(libc::EINTR)) => {}
+                Err(errno) => break Err(errno),
+            }
+        };
+        close(fd);
+        result
+    }
+}
+
+/// A mode of `mbind` that libc doesn't know: pages on several nodes in turn, by the kernel's weights. Since Linux 6.9.
+const MPOL_WEIGHTED_INTERLEAVE: libc::c_int = 6;
+
+/// The size of a node mask as the kernel wants to be told it: in bits, and one more.
+const fn mask_bits(words: usize) -> usize {
+    words * u64::BITS as usize + 1
+}
+
+/// Where pages are: for each address the node of its page, or a negative error number, such as `-ENOENT` for one that was
+/// never touched.
+///
+/// # Errors
+/// The kernel's number: moving pages, even nowhere, may be forbidden.
+pub fn nodes_of_pages(at: &[*const u8], nodes: &mut [i32]) -> Result<(), Errno> {
+    let count = at.len().min(nodes.len());
+    let (me, nowhere) = (0_usize, core::ptr::null::<i32>());
+    // SAFETY: the kernel reads `count` addresses, of which it follows none, and writes as many numbers.
+    zero_or_errno(|| unsafe {
+        let (at, nodes) = (at.as_ptr(), nodes.as_mut_ptr());
+        libc::syscall(libc::SYS_move_pages, me, count, at, nowhere, nodes, 0_usize)
+    })
 }
 
 /// Sleeps while `*word` is `expected`; may return early.
@@ -209,7 +342,7 @@ pub fn write(fd: i32, mut bytes: &[u8]) {
 ///
 /// # Errors
 /// The kernel's number.
-pub fn create(path: &core::ffi::CStr) -> Result<i32, Errno> {
+pub fn create(path: &CStr) -> Result<i32, Errno> {
     let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_NOFOLLOW | libc::O_CLOEXEC;
     // SAFETY: `path` is a terminated string.
     keeping_errno(|&fd| fd < 0, || unsafe { libc::open(path.as_ptr(), flags, 0o600) })
@@ -219,20 +352,30 @@ pub fn create(path: &core::ffi::CStr) -> Result<i32, Errno> {
 ///
 /// # Errors
 /// The kernel's number.
-pub fn read_start<'a>(path: &core::ffi::CStr, into: &'a mut [u8]) -> Result<&'a [u8], Errno> {
+pub fn read_start<'a>(path: &CStr, into: &'a mut [u8]) -> Result<&'a [u8], Errno> {
+    let fd = open_to_read(path)?;
+    let got = read_some(fd, into);
+    close(fd);
+    got
+}
+
+fn open_to_read(path: &CStr) -> Result<i32, Errno> {
     let flags = libc::O_RDONLY | libc::O_CLOEXEC;
     // SAFETY: `path` is a terminated string.
-    let fd = keeping_errno(|&fd| fd < 0, || unsafe { libc::open(path.as_ptr(), flags) })?;
+    keeping_errno(|&fd| fd < 0, || unsafe { libc::open(path.as_ptr(), flags) })
+}
+
+/// What the kernel has to give next; nothing at the end.
+fn read_some(fd: i32, into: &mut [u8]) -> Result<&[u8], Errno> {
     // SAFETY: `into` is valid to write for its length.
     let got = keeping_errno(
         |&n| n < 0,
         || unsafe { libc::read(fd, into.as_mut_ptr().cast(), into.len()) },
-    );
-    close(fd);
-    Ok(into.get(..got?.unsigned_abs()).unwrap_or_default())
+    )?;
+    Ok(into.get(..got.unsigned_abs()).unwrap_or_default())
 }
 
-/// Closes a descriptor that `create` opened.
+/// Closes a descriptor that was opened here.
 pub fn close(fd: i32) {
     // SAFETY: closing is safe for any number; the callers own theirs.
     let _ = keeping_errno(|&r| r != 0, || unsafe { libc::close(fd) });
@@ -289,7 +432,7 @@ pub unsafe fn environment() -> impl Iterator<Item = &'static [u8]> + Clone {
                 return None;
             }
             next = next.add(1);
-            Some(core::ffi::CStr::from_ptr(entry).to_bytes())
+            Some(CStr::from_ptr(entry).to_bytes())
         }
     })
 }
