@@ -4,7 +4,7 @@
 //! F1: a `Config` holds accepted values only: each method asserts it, while the program is compiled when it is const.
 
 use crate::options::{Baked, Key, Keys, Values, bake, options};
-use crate::value::{Classes, FixedPath, Millis, Value, fits, same};
+use crate::value::{Classes, FixedPath, Millis, Policy, Value, fits, same};
 pub use crate::value::{HugePages, Limit, StatsFormat};
 use core::time::Duration;
 
@@ -74,6 +74,7 @@ macro_rules! argument {
     (Count) => { usize };
     (Time) => { Duration };
     (HugePages) => { HugePages };
+    (Numa) => { Policy };
     (Limit) => { Limit };
     (Stats) => { StatsFormat };
     (Path) => { &'static str };
@@ -141,6 +142,7 @@ mod tests {
         .retain(1 << 30)
         .purge_delay(Duration::from_secs(2))
         .huge_pages(HugePages::Off)
+        .numa(Policy::Preferred(63))
         .limit_soft(Limit::Percent(80))
         .limit_hard(Limit::Bytes(1))
         .stats(StatsFormat::Json)
@@ -155,6 +157,7 @@ mod tests {
         assert_eq!(EVERYTHING.values.purge_delay, Millis(2000));
         assert_eq!(EVERYTHING.values.stats_file, FixedPath(Some(b"/tmp/%p")));
         assert_eq!(EVERYTHING.values.limit_soft, Limit::Percent(80));
+        assert_eq!(EVERYTHING.values.numa, Policy::Preferred(63));
         assert_eq!(Config::new().stats_file("none").values.stats_file, FixedPath(None));
         assert_eq!(Config::new().given, Keys::NONE);
     }
@@ -164,6 +167,7 @@ mod tests {
     #[case::slot(|| Config::new().slot_blocks(0))]
     #[case::delay(|| Config::new().purge_delay(Duration::MAX))]
     #[case::share(|| Config::new().limit_hard(Limit::Percent(101)))]
+    #[case::node(|| Config::new().numa(Policy::Preferred(64)))]
     #[case::path(|| Config::new().stats_file("%d"))]
     #[case::classes(|| Config::new().classes(&[16, 48]))]
     fn what_is_out_of_range_is_refused(#[case] build: fn() -> Config) {

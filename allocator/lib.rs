@@ -23,6 +23,7 @@
 //! | `map`, `meta` | from addresses to segments; memory for all of these |
 //! | `start`, `fork`, `exit`, `registry` | the life of the process and of its threads |
 //! | `options`, `value`, `config`, `settings`, `cgroup` | what can be set, and what is in force |
+//! | `numa` | what a program asks about NUMA nodes |
 //! | `snapshot`, `report`, `fault` | what the heap says |
 //!
 //! Under `--cfg loom`, whose atomics can't be in statics, there is no heap of the process, only those that models make.
@@ -70,6 +71,7 @@ mod meta;
 #[cfg(test)]
 #[cfg(loom)]
 mod model;
+pub mod numa;
 mod options;
 #[cfg(not(loom))]
 mod process;
@@ -95,6 +97,8 @@ mod version;
 pub use config::{Config, HugePages, Limit, StatsFormat};
 #[cfg(not(loom))]
 pub use global::NearHeap;
+// The options' files name it as `build.rs` must.
+use nearheap_numa::policy;
 pub use nearheap_numa::source::Pressure;
 pub use nearheap_stats::{
     ClassStats, DEFAULT_PREFIX, EachThread, HugeStats, NodeStats, Snapshot, SystemStats,

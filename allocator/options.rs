@@ -8,7 +8,8 @@
 //! O2: `NEARHEAP_DEFAULTS` is read by one function, by `build.rs` for its message and by the crate for its values.
 
 use super::value::{
-    Classes, FixedPath, HugePages, Kind, Limit, Millis, StatsFormat, Value, cut, parse, same,
+    Classes, FixedPath, HugePages, Kind, Limit, Millis, Policy, StatsFormat, Value, cut, parse,
+    same,
 };
 use core::fmt;
 
@@ -41,6 +42,9 @@ macro_rules! options {
             huge_pages: HugePages = HugePages {}; "auto";
                 "auto, on or off";
                 "Whether the heap asks for huge pages: once it is large (auto), from the start, or never. They make fresh memory several times faster and can make the resident set larger.";
+            numa: Policy = Numa {}; "local";
+                "local, off, preferred:N, interleave, interleave:LIST, weighted, weighted:N=W,N=W or pinned:LIST, with nodes from 0 to 63";
+                "On which NUMA nodes memory lies: on that of the thread that allocates it, on one, on several in turn (LIST is such as 0-2,5) or by weight, on several and no other, so that an allocation fails when they are full, or wherever the kernel puts it (off). A machine with one node ignores it.";
             limit_soft: Limit = Limit {}; "none";
                 "none, a size such as 2G, or a share such as 80% of the cgroup's memory.max";
                 "Memory of the heap beyond which it gives back all that is free and calls the registered callback, once per crossing.";
@@ -69,11 +73,12 @@ pub(crate) use options;
 pub(crate) struct Row {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
-    #[cfg_attr(not(test), allow(dead_code, reason = "for the table in the README"))]
+    /// For the table in the README, like `meaning`; programs should not carry them.
+    #[cfg(test)]
     pub(crate) default: &'static str,
     /// Follows "expected".
     pub(crate) accepted: &'static str,
-    #[cfg_attr(not(test), allow(dead_code, reason = "for the table in the README"))]
+    #[cfg(test)]
     pub(crate) meaning: &'static str,
 }
 
@@ -92,8 +97,10 @@ macro_rules! define {
                     $(Self::$name => Row {
                         name: stringify!($name),
                         kind: Kind::$kind $range,
+                        #[cfg(test)]
                         default: $default,
                         accepted: $accepted,
+                        #[cfg(test)]
                         meaning: $meaning,
                     }),*
                 }

@@ -1,11 +1,12 @@
 //! What the value of one option is, and how it is read from and written as text.
 //! Owns: `Kind`, `Value` and the types inside. Called by: `options` (the table), `config`, `settings`, and `build.rs`,
-//! which compiles this file too; so it uses core alone and nothing else of this crate.
+//! which compiles this file too; so it uses core and `policy` alone and nothing else of this crate.
 //!
 //! V1: reading is `const`, so a default that does not parse is a compile error.
 //! V2: `parse` and the builder accept the same values, because both end in `fits`.
 //! V3: what `Display` writes, `parse` reads back as the same value, except a path with bytes that need an escape.
 
+pub(crate) use super::policy::Policy;
 use core::fmt;
 use core::time::Duration;
 
@@ -42,6 +43,8 @@ pub(crate) enum Kind {
     Time { most: Millis },
     /// `auto`, or a boolean word.
     HugePages {},
+    /// A NUMA policy.
+    Numa {},
     /// `none`, bytes, or a percentage.
     Limit {},
     /// A format of the statistics, or a boolean word.
@@ -60,6 +63,7 @@ pub(crate) enum Value {
     Count(usize),
     Time(Millis),
     HugePages(HugePages),
+    Numa(Policy),
     Limit(Limit),
     Stats(StatsFormat),
     Path(FixedPath),
@@ -192,6 +196,7 @@ pub(crate) const fn fits(kind: Kind, value: Value) -> bool {
             Limit::Bytes(bytes) => bytes > 0,
             Limit::Percent(share) => 0 < share && share <= 100,
         },
+        (Kind::Numa {}, Value::Numa(policy)) => policy.is_sound(),
         (Kind::Path {}, Value::Path(FixedPath(path))) => match path {
             Some(path) => path_fits(path),
             None => true,
@@ -228,6 +233,7 @@ pub(crate) const fn parse_plain(kind: Kind, text: &[u8]) -> Option<Value> {
         Kind::HugePages {} if same(text, b"auto") => Value::HugePages(HugePages::Auto),
         Kind::HugePages {} if some!(flag(text)) => Value::HugePages(HugePages::On),
         Kind::HugePages {} => Value::HugePages(HugePages::Off),
+        Kind::Numa {} => Value::Numa(some!(Policy::parse(text))),
         Kind::Limit {} => Value::Limit(some!(limit(text))),
         Kind::Stats {} => Value::Stats(some!(stats(text))),
         Kind::Flag {} => Value::Flag(some!(flag(text))),
@@ -260,6 +266,7 @@ const fn path_fits(path: &[u8]) -> bool {
     !path.is_empty() && path.len() <= PATH_MOST
 }
 
+#[inline(never)]
 const fn flag(text: &[u8]) -> Option<bool> {
     if same(text, b"1") || same(text, b"true") || same(text, b"yes") || same(text, b"on") {
         Some(true)
@@ -330,6 +337,7 @@ const fn time(text: &[u8]) -> Option<Millis> {
 }
 
 /// The decimal number that `text` begins with, and what follows it.
+#[inline(never)]
 const fn number(text: &[u8]) -> Option<(usize, &[u8])> {
     let mut count = 0_usize;
     let mut rest = text;
@@ -354,6 +362,7 @@ pub(crate) const fn cut(text: &[u8], mark: u8) -> (&[u8], Option<&[u8]>) {
 }
 
 /// Whether two texts are the same but for the case of ASCII letters.
+#[inline(never)] // Options are read once, in a dozen places each: the code should be small.
 pub(crate) const fn same(left: &[u8], right: &[u8]) -> bool {
     let (mut left, mut right) = (left, right);
     while let ([l, left_after @ ..], [r, right_after @ ..]) = (left, right) {
@@ -377,6 +386,7 @@ impl fmt::Display for Value {
             Self::HugePages(HugePages::Off) | Self::Flag(false) | Self::Stats(StatsFormat::Off) => {
                 out.write_str("off")
             }
+            Self::Numa(policy) => policy.fmt(out),
             Self::Limit(Limit::None) | Self::Path(FixedPath(None)) => out.write_str("none"),
             Self::Limit(Limit::Percent(share)) => write!(out, "{share}%"),
             Self::Stats(StatsFormat::Text) => out.write_str("text"),

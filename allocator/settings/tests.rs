@@ -64,6 +64,7 @@ fn the_environment_reaches_every_kind() {
         &[
             (b"NEARHEAP_CLASSES", b"16,32"),
             (b"NEARHEAP_PURGE_DELAY", b"2s"),
+            (b"NEARHEAP_NUMA", b"pinned:0-1"),
             (b"NEARHEAP_LIMIT_HARD", b"80%"),
             (b"NEARHEAP_STATS", b"1"),
             (b"NEARHEAP_STATS_FILE", b"/tmp/\xff%p"),
@@ -72,6 +73,8 @@ fn the_environment_reaches_every_kind() {
     assert_eq!(said, "");
     assert_eq!(settings.values.classes.sizes(), [1, 2]);
     assert_eq!(settings.values.purge_delay.0, 2000);
+    let nodes = nearheap_numa::NodeSet::of(&[0, 1]);
+    assert_eq!(settings.values.numa, nearheap_numa::Policy::Pinned(nodes));
     assert_eq!(settings.values.limit_hard, crate::config::Limit::Percent(80));
     assert_eq!(settings.values.stats, StatsFormat::Text);
     assert_eq!(settings.stats_file(), Some(&b"/tmp/\xff%p"[..]));
@@ -192,6 +195,7 @@ fn verbose_lists_every_option() {
                   nearheap: retain = 8M (default)\n\
                   nearheap: purge_delay = 100ms (default)\n\
                   nearheap: huge_pages = auto (default)\n\
+                  nearheap: numa = local (default)\n\
                   nearheap: limit_soft = none (default)\n\
                   nearheap: limit_hard = none (default)\n\
                   nearheap: stats = off (default)\n\

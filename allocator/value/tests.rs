@@ -38,6 +38,11 @@ const TIME: Kind = Kind::Time { most: Millis(3_600_000) };
 #[case::huge_auto(Kind::HugePages {}, "AUTO", "auto")]
 #[case::huge_on(Kind::HugePages {}, "yes", "on")]
 #[case::huge_off(Kind::HugePages {}, "0", "off")]
+#[case::local(Kind::Numa {}, "Local", "local")]
+#[case::preferred(Kind::Numa {}, "preferred:01", "preferred:1")]
+#[case::interleave(Kind::Numa {}, "interleave:5,0,1,2", "interleave:0-2,5")]
+#[case::weighted(Kind::Numa {}, "weighted:1=1,0=3", "weighted:0=3,1=1")]
+#[case::pinned(Kind::Numa {}, "pinned:0-1", "pinned:0-1")]
 #[case::no_limit(Kind::Limit {}, "None", "none")]
 #[case::limit(Kind::Limit {}, "2G", "2G")]
 #[case::share(Kind::Limit {}, "80%", "80%")]
@@ -65,7 +70,7 @@ fn accepted_text_reads_back(
 #[rstest]
 fn refused_text(
     #[values(
-        SMALL, COUNT, TIME, Kind::Flag {}, Kind::HugePages {}, Kind::Limit {}, Kind::Stats {}, Kind::Classes {}
+        SMALL, COUNT, TIME, Kind::Flag {}, Kind::HugePages {}, Kind::Numa {}, Kind::Limit {}, Kind::Stats {}, Kind::Classes {}
     )]
     kind: Kind,
     #[values(
@@ -101,6 +106,8 @@ fn refused_text(
 #[case::long_time(TIME, "3600001ms")]
 #[case::time_overflow(TIME, "18446744073709551615h")]
 #[case::flag_number(Kind::Flag {}, "2")]
+#[case::no_node(Kind::Numa {}, "preferred")]
+#[case::large_node(Kind::Numa {}, "pinned:64")]
 #[case::no_memory(Kind::Limit {}, "0")]
 #[case::no_share(Kind::Limit {}, "0%")]
 #[case::large_share(Kind::Limit {}, "101%")]

@@ -14,6 +14,7 @@
 mod common;
 
 use common::{Run, child};
+use nearheap::numa::{NodeSet, Policy};
 use nearheap::{Config, HugePages, Limit, NearHeap, StatsFormat};
 use std::alloc::{GlobalAlloc, Layout, alloc};
 use std::hint::black_box;
@@ -27,6 +28,7 @@ const EVERYTHING: Config = Config::new()
     .retain(1 << 20)
     .purge_delay(Duration::from_secs(3))
     .huge_pages(HugePages::Off)
+    .numa(Policy::Interleave(NodeSet::of(&[0, 1, 2, 5])))
     .limit_soft(Limit::Percent(80))
     .limit_hard(Limit::Bytes(1 << 30))
     .stats(StatsFormat::Json)
@@ -34,13 +36,14 @@ const EVERYTHING: Config = Config::new()
     .verbose(true)
     .quiet(false);
 
-const LISTED: [&str; 12] = [
+const LISTED: [&str; 13] = [
     "classes = 16,32,64,128",
     "cache_bytes = 64K",
     "slot_blocks = 32",
     "retain = 1M",
     "purge_delay = 3s",
     "huge_pages = off",
+    "numa = interleave:0-2,5",
     "limit_soft = 80%",
     "limit_hard = 1G",
     "stats = json",

@@ -80,6 +80,11 @@ fn classes_are_those_of_the_environment(#[case] classes: Option<&str>, #[case] e
 )]
 #[case("PURGE_DELAY", "5", "\"5\": expected a time from 0 to 1h such as 100ms; using 100ms")]
 #[case(
+    "NUMA",
+    "pinned:0-",
+    "\"pinned:0-\": expected local, off, preferred:N, interleave, interleave:LIST, weighted, weighted:N=W,N=W or pinned:LIST, with nodes from 0 to 63; using local"
+)]
+#[case(
     "LIMIT_SOFT",
     "101%",
     "\"101%\": expected none, a size such as 2G, or a share such as 80% of the cgroup's memory.max; using none"
@@ -176,13 +181,14 @@ fn each_mistake_is_a_line_of_its_own_whatever_is_in_it() {
 }
 
 /// Every option, what it is given, and how it is listed.
-const GIVEN: [(&str, &str, &str); 12] = [
+const GIVEN: [(&str, &str, &str); 13] = [
     ("classes", "16,32,64,128", "16,32,64,128"),
     ("cache_bytes", "65536", "64K"),
     ("slot_blocks", "7", "7"),
     ("retain", "2GiB", "2G"),
     ("purge_delay", "2000ms", "2s"),
     ("huge_pages", "no", "off"),
+    ("numa", "Weighted:1=2,0=1", "weighted:0=1,1=2"),
     ("limit_soft", "80%", "80%"),
     ("limit_hard", "3g", "3G"),
     ("stats", "JSON", "json"),
@@ -224,7 +230,7 @@ fn verbose_lists_every_option_with_its_source() {
     ] {
         assert!(text.lines().any(|l| l == line), "{line} in:\n{text}");
     }
-    assert_eq!(text.lines().count(), 12, "a line for each option:\n{text}");
+    assert_eq!(text.lines().count(), 13, "a line for each option:\n{text}");
 }
 
 #[test]
@@ -256,6 +262,6 @@ fn a_program_with_more_rights_than_its_user_reads_no_variable() {
     };
     let (plain, raised) = (play(0o755), play(0o4755));
     fs::remove_file(&copy).unwrap();
-    assert_eq!(plain.lines().count(), 14, "a mistake, twelve options and the dump: {plain}");
+    assert_eq!(plain.lines().count(), 15, "a mistake, thirteen options and the dump: {plain}");
     assert_eq!(raised, "", "a set-uid program ignores it all");
 }
