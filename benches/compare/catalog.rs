@@ -11,6 +11,8 @@ pub(crate) struct Workload {
     pub(crate) pinned: bool,
     /// Whether it is left out of quick runs.
     pub(crate) full_only: bool,
+    /// Whether its live bytes are the same in every run; where queues fill by chance, they are not.
+    pub(crate) steady: bool,
     /// What it stands for.
     pub(crate) about: &'static str,
 }
@@ -39,7 +41,7 @@ pub(crate) const WORKLOADS: [Workload; 32] = [
     one("batch-reverse", "the same, freed last to first"),
     one("batch-shuffled", "the same, freed in random order"),
     one("mass-free", "a large heap of small objects, freed in random order"),
-    many("server", "threads that come and go, and replace each other's sessions"),
+    steady(many("server", "threads that come and go, and replace each other's sessions")),
     many("produce-one", "one thread allocates messages, another frees them"),
     many("produce-many", "four threads allocate messages, four others free them"),
     many("free-remote", "large batches, all freed by a thread that never allocates"),
@@ -62,7 +64,7 @@ pub(crate) const WORKLOADS: [Workload; 32] = [
     one("phase-down", "90 % of a heap of 1000-byte blocks freed at random, then 128-byte blocks"),
     one("drift", "a long run under a fixed number of live bytes, whose sizes drift"),
     one("tiny", "the start and the end of a program that does next to nothing"),
-    many("idle-burst", "two threads fill and empty a heap; then the program is idle"),
+    steady(many("idle-burst", "two threads fill and empty a heap; then the program is idle")),
 ];
 
 /// The workload called `name`.
@@ -71,11 +73,15 @@ pub(crate) fn workload(name: &str) -> Option<&'static Workload> {
 }
 
 const fn one(name: &'static str, about: &'static str) -> Workload {
-    Workload { name, pinned: true, full_only: false, about }
+    Workload { name, pinned: true, full_only: false, steady: true, about }
 }
 
 const fn many(name: &'static str, about: &'static str) -> Workload {
-    Workload { name, pinned: false, full_only: false, about }
+    Workload { name, pinned: false, full_only: false, steady: false, about }
+}
+
+const fn steady(workload: Workload) -> Workload {
+    Workload { steady: true, ..workload }
 }
 
 const fn full(workload: Workload) -> Workload {

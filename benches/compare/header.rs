@@ -24,6 +24,7 @@ impl Header {
         header.add("huge pages", chosen(&read("/sys/kernel/mm/transparent_hugepage/enabled")));
         header.add("rustc", said("rustc", &["--version"]));
         header.add("date", said("date", &["-u", "+%Y-%m-%d"]));
+        header.add("load", load());
         header.add("command", command());
         let locked = read(&root().join("Cargo.lock").to_string_lossy());
         for program in programs {
@@ -84,6 +85,13 @@ fn command() -> String {
 fn locked_version<'l>(locked: &'l str, name: &str) -> Option<&'l str> {
     let (_, rest) = locked.split_once(&format!("name = \"{name}\"\nversion = \""))?;
     rest.split('"').next()
+}
+
+/// How many threads ran or waited to, over the last minutes: above nothing, others took part of the machine.
+fn load() -> String {
+    let averages = read("/proc/loadavg");
+    let averages: Vec<&str> = averages.split_whitespace().take(3).collect();
+    format!("{} before the first run", averages.join(" "))
 }
 
 /// The word in brackets.

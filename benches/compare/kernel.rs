@@ -2,14 +2,30 @@
 //! Owns: nothing. Called by: `probe`, `workload` and the workload `tiny`.
 
 use std::ffi::CStr;
+use std::ops::Sub;
+use std::time::Duration;
 
-/// Page faults: those served from memory, and those that waited for a disk.
+/// What the process and those of its children that have ended took of the machine.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Faults {
-    /// Served from memory.
-    pub(crate) minor: u64,
-    /// Served from a disk.
-    pub(crate) major: u64,
+pub(crate) struct Usage {
+    /// Page faults that were served from memory.
+    pub(crate) minor_faults: u64,
+    /// Page faults that waited for a disk.
+    pub(crate) major_faults: u64,
+    /// Time on a CPU, in the program and in the kernel, of all threads together.
+    pub(crate) cpu: Duration,
+}
+
+impl Sub for Usage {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            minor_faults: self.minor_faults - earlier.minor_faults,
+            major_faults: self.major_faults - earlier.major_faults,
+            cpu: self.cpu.saturating_sub(earlier.cpu),
+        }
+    }
 }
 
 /// Resident bytes now, exactly: the kernel walks the page tables for them.
@@ -26,19 +42,25 @@ pub(crate) fn peak_resident_bytes() -> u64 {
     peak.max(resident_bytes())
 }
 
-/// The page faults of this process and of those children that have ended.
-pub(crate) fn faults() -> Faults {
-    let mut faults = Faults::default();
+/// The usage so far.
+pub(crate) fn usage() -> Usage {
+    let mut sum = Usage::default();
     for who in [libc::RUSAGE_SELF, libc::RUSAGE_CHILDREN] {
         // SAFETY: all zeros is a value of the type, which holds only numbers.
         let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
         // SAFETY: the pointer is to a value of the type that the call fills.
         if unsafe { libc::getrusage(who, &raw mut usage) } == 0 {
-            faults.minor += usage.ru_minflt.unsigned_abs();
-            faults.major += usage.ru_majflt.unsigned_abs();
+            sum.minor_faults += usage.ru_minflt.unsigned_abs();
+            sum.major_faults += usage.ru_majflt.unsigned_abs();
+            sum.cpu += duration(usage.ru_utime) + duration(usage.ru_stime);
         }
     }
-    faults
+    sum
+}
+
+fn duration(time: libc::timeval) -> Duration {
+    Duration::from_secs(time.tv_sec.unsigned_abs())
+        + Duration::from_micros(time.tv_usec.unsigned_abs())
 }
 
 /// Keeps this thread, and those that it starts, on the last CPU that it may use; the first has most of the interrupts.
@@ -112,7 +134,7 @@ mod tests {
         let during = resident_bytes();
         assert!(during >= before + SIZE as u64 / 2, "{before} then {during}");
         assert!(peak_resident_bytes() >= during);
-        assert!(faults().minor > 0);
+        assert!(usage().minor_faults > 0);
         drop(memory);
     }
 

@@ -5,7 +5,7 @@
 //! is read and the last.
 
 use crate::allocator::{self, Accounts};
-use crate::kernel::{self, Faults};
+use crate::kernel::{self, Usage};
 use std::time::{Duration, Instant};
 
 /// How much work a run does.
@@ -43,6 +43,7 @@ pub(crate) struct Point {
 pub(crate) struct Probe {
     scale: Scale,
     untimed: Duration,
+    untimed_cpu: Duration,
     point: Option<Point>,
     children: Option<(u64, u64)>,
 }
@@ -56,20 +57,27 @@ pub(crate) struct Report {
     rss_freed: u64,
     live_start: Option<(u64, u64)>,
     live_end: Option<(u64, u64)>,
-    faults: Faults,
+    usage: Usage,
     point: Option<Point>,
 }
 
 impl Probe {
     /// Runs `workload` and reports.
     pub(crate) fn run(workload: impl FnOnce(&mut Self) -> u64, scale: Scale) -> Report {
-        let mut probe = Self { scale, untimed: Duration::ZERO, point: None, children: None };
+        let mut probe = Self {
+            scale,
+            untimed: Duration::ZERO,
+            untimed_cpu: Duration::ZERO,
+            point: None,
+            children: None,
+        };
         let (live_start, rss_start) = (allocator::live_bytes(), kernel::resident_bytes());
-        let faults_start = kernel::faults();
+        let usage_start = kernel::usage();
         let start = Instant::now();
         let checksum = workload(&mut probe);
         let time = start.elapsed().saturating_sub(probe.untimed);
-        let faults = kernel::faults();
+        let mut usage = kernel::usage() - usage_start;
+        usage.cpu = usage.cpu.saturating_sub(probe.untimed_cpu);
         let (rss_freed, rss_peak) = (kernel::resident_bytes(), kernel::peak_resident_bytes());
         let (rss_peak, rss_freed) = probe.children.unwrap_or((rss_peak, rss_freed));
         Report {
@@ -80,10 +88,7 @@ impl Probe {
             rss_freed,
             live_start,
             live_end: allocator::live_bytes(),
-            faults: Faults {
-                minor: faults.minor - faults_start.minor,
-                major: faults.major - faults_start.major,
-            },
+            usage,
             point: probe.point,
         }
     }
@@ -99,10 +104,12 @@ impl Probe {
 
     /// Does `work` outside of the measured time.
     pub(crate) fn untimed<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
-        let (start, before) = (Instant::now(), self.untimed);
+        let before = (self.untimed, self.untimed_cpu);
+        let (start, usage_start) = (Instant::now(), kernel::usage());
         let result = work(self);
         // What was nested in `work` is part of it.
-        self.untimed = before + start.elapsed();
+        self.untimed = before.0 + start.elapsed();
+        self.untimed_cpu = before.1 + (kernel::usage() - usage_start).cpu;
         result
     }
 
@@ -137,7 +144,8 @@ impl Report {
             "allocator": allocator::name(),
             "workload": workload,
             "checksum": format!("{:016x}", self.checksum),
-            "time_ns": u64::try_from(self.time.as_nanos()).unwrap_or(u64::MAX),
+            "time_ns": nanoseconds(self.time),
+            "cpu_ns": nanoseconds(self.usage.cpu),
             "rss_start": self.rss_start,
             "rss_peak": self.rss_peak,
             "rss_freed": self.rss_freed,
@@ -145,8 +153,8 @@ impl Report {
             "live_peak": live_end.map(|(_, peak)| peak),
             "live_freed": live_end.map(|(now, _)| now),
             "live_point": live_point.map(|(now, _)| now),
-            "faults_minor": self.faults.minor,
-            "faults_major": self.faults.major,
+            "faults_minor": self.usage.minor_faults,
+            "faults_major": self.usage.major_faults,
             "accounts": point.and_then(|point| point.accounts).map(|accounts| serde_json::json!({
                 "allocated": accounts.allocated,
                 "active": accounts.active,
@@ -155,4 +163,8 @@ impl Report {
             })),
         })
     }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

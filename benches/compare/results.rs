@@ -5,6 +5,7 @@
 //!     is the median of the ratios within a round. R2: an allocator that failed in one round of a row takes no part in it.
 //! R3: a peer is any allocator other than `OURS`.
 
+use crate::catalog::workload;
 use serde_json::Value;
 
 /// The allocator that the others are compared with.
@@ -18,18 +19,21 @@ const MIN_LIVE: f64 = (4 << 20) as f64;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Measure {
     Time,
+    Cpu,
     Peak,
     Freed,
     Faults,
 }
 
 impl Measure {
-    pub(crate) const ALL: [Self; 4] = [Self::Time, Self::Peak, Self::Freed, Self::Faults];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Time, Self::Cpu, Self::Peak, Self::Freed, Self::Faults];
 
     /// Its name in the JSON file.
     pub(crate) fn key(self) -> &'static str {
         match self {
             Self::Time => "time_ns",
+            Self::Cpu => "cpu_ns",
             Self::Peak => "rss_peak",
             Self::Freed => "rss_freed",
             Self::Faults => "faults",
@@ -40,6 +44,7 @@ impl Measure {
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Time => "time, ms",
+            Self::Cpu => "CPU time, ms",
             Self::Peak => "peak RSS, MiB",
             Self::Freed => "RSS after freeing, MiB",
             Self::Faults => "page faults",
@@ -174,30 +179,33 @@ impl Results {
 }
 
 impl Row {
-    /// Resident bytes at the peak, without those from before the workload, per byte that the program has then.
+    /// Resident bytes at the peak per byte that the program has then.
+    ///
+    /// What is resident before the workload in the build that counts is the program's own and is left out, for all
+    /// allocators alike; what an allocator sets aside before it is asked for anything is in.
     pub(crate) fn peak_overhead(&self, place: usize) -> Option<f64> {
-        let live = self.counted_bytes("live_peak")?;
-        let cell = self.cells.get(place)?;
-        Some(
-            cell.over_rounds(|run| Some(number(run, "rss_peak") - number(run, "rss_start")))?
-                / live,
-        )
+        let (live, base) = self.counted("live_peak")?;
+        let peak = self.cells.get(place)?.over_rounds(|run| run["rss_peak"].as_f64())?;
+        Some((peak - base) / live)
     }
 
     /// At the moment that the workload names: resident bytes as the kernel and as the allocator counts them, and the bytes
     /// that the allocator says it handed out, each per byte that the program has.
     pub(crate) fn point_overheads(&self, place: usize) -> Option<[f64; 3]> {
-        let live = self.counted_bytes("live_point")?;
+        let (live, base) = self.counted("live_point")?;
         let cell = self.cells.get(place)?;
-        let kernel =
-            cell.over_rounds(|run| Some(run["rss_point"].as_f64()? - number(run, "rss_start")))?;
+        let kernel = cell.over_rounds(|run| run["rss_point"].as_f64())? - base;
         let own = |key| cell.over_rounds(|run| run["accounts"][key].as_f64());
         Some([kernel / live, own("resident")? / live, own("allocated")? / live])
     }
 
-    /// What the counting build says, where it is enough to divide by.
-    pub(crate) fn counted_bytes(&self, key: &str) -> Option<f64> {
-        self.counted.over_rounds(|run| run[key].as_f64()).filter(|bytes| *bytes >= MIN_LIVE)
+    /// The live bytes that the counting build tells under `key`, where they are the same in every run and enough to divide
+    /// by; and what was resident in it before the workload.
+    pub(crate) fn counted(&self, key: &str) -> Option<(f64, f64)> {
+        let steady = workload(self.workload).is_some_and(|workload| workload.steady);
+        let live = self.counted.over_rounds(|run| run[key].as_f64())?;
+        let base = self.counted.over_rounds(|run| run["rss_start"].as_f64())?;
+        (steady && live >= MIN_LIVE).then_some((live, base))
     }
 
     fn disagreement(&self, allocators: &[&str]) -> Option<String> {
@@ -248,8 +256,8 @@ pub(crate) mod tests {
     /// A cell with these times in ms, and this resident memory in MiB.
     pub(crate) fn cell(times: &[u64], rss: u64) -> Cell {
         let run = |time: &u64| {
-            json!({"time_ns": time * 1_000_000, "rss_peak": rss << 20, "rss_freed": rss << 19,
-                "rss_start": 1 << 20, "rss_point": rss << 20, "faults_minor": rss * 256, "faults_major": 0,
+            json!({"time_ns": time * 1_000_000, "cpu_ns": time * 2_000_000, "rss_peak": rss << 20, "rss_freed": rss << 19,
+                "rss_start": 1 << 21, "rss_point": rss << 20, "faults_minor": rss * 256, "faults_major": 0,
                 "checksum": "00ff", "accounts": {"resident": rss << 20, "allocated": rss << 19}})
         };
         Cell { runs: times.iter().map(run).collect(), failure: None }
@@ -258,7 +266,9 @@ pub(crate) mod tests {
     /// Two workloads over three allocators, one of which fails in the second.
     pub(crate) fn results() -> Results {
         let counted = || Cell {
-            runs: vec![json!({"checksum": "00ff", "live_peak": 8 << 20, "live_point": 8 << 20})],
+            runs: vec![
+                json!({"checksum": "00ff", "live_peak": 8 << 20, "live_point": 8 << 20, "rss_start": 1 << 20}),
+            ],
             failure: None,
         };
         let failed = Cell { runs: Vec::new(), failure: Some("signal 11".into()) };

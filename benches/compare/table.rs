@@ -50,7 +50,7 @@ fn overhead(results: &Results) -> String {
     let title = "overhead: RSS per live byte, at the peak";
     let mut lines = vec![headings(results, title, false)];
     for row in &results.rows {
-        if row.counted_bytes("live_peak").is_some() {
+        if row.counted("live_peak").is_some() {
             let mut line = vec![row.workload.to_owned()];
             line.extend((0..row.cells.len()).map(|place| format_ratio(row.peak_overhead(place))));
             lines.push(line);
@@ -70,7 +70,7 @@ fn accounts(results: &Results) -> String {
     }
     let mut lines = vec![headings];
     for row in &results.rows {
-        if row.counted_bytes("live_point").is_some() {
+        if row.counted("live_point").is_some() {
             let mut line = vec![row.workload.to_owned()];
             for place in &places {
                 let overheads = row.point_overheads(*place);
@@ -89,9 +89,17 @@ fn means(results: &Results) -> String {
         return String::new();
     }
     let mut lines = vec![
-        [&format!("geometric means: {OURS} to"), "time", "peak RSS", "RSS freed", "faults", "rows"]
-            .map(str::to_owned)
-            .to_vec(),
+        [
+            &format!("geometric means: {OURS} to"),
+            "time",
+            "CPU time",
+            "peak RSS",
+            "RSS freed",
+            "faults",
+            "rows",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
     ];
     let best = std::iter::once(None);
     for peer in best.chain(results.peers().map(Some)) {
@@ -165,7 +173,7 @@ fn align(lines: &[Vec<String>]) -> String {
 
 fn format_number(number: f64, measure: Measure) -> String {
     match measure {
-        Measure::Time => format!("{:.1}", number / 1e6),
+        Measure::Time | Measure::Cpu => format!("{:.1}", number / 1e6),
         Measure::Peak | Measure::Freed => format!("{:.1}", number / MIB),
         Measure::Faults => format!("{number:.0}"),
     }
@@ -194,10 +202,10 @@ tiny          80.0   40.0    failed   2.00    glibc  <<
     #[test]
     fn means_are_to_the_best_and_to_each_peer() {
         let expected = "\
-geometric means: nearheap to  time  peak RSS  RSS freed  faults  rows
-the best of each row          1.00      1.48       1.48    1.48     2
-glibc                         1.00      1.48       1.48    1.48     2
-jemalloc                      0.40      0.55       0.55    0.55     1
+geometric means: nearheap to  time  CPU time  peak RSS  RSS freed  faults  rows
+the best of each row          1.00      1.00      1.48       1.48    1.48     2
+glibc                         1.00      1.00      1.48       1.48    1.48     2
+jemalloc                      0.40      0.40      0.55       0.55    0.55     1
 
 above 1.25 in time or peak RSS (marked <<): 1 of 2 rows: tiny
 ";
