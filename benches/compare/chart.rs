@@ -13,7 +13,7 @@ const LABELS: f64 = 130.0;
 const LINE: f64 = 20.0;
 /// The left edge and the width of the two panels with bars.
 const PANELS: [(Measure, &str, f64); 2] =
-    [(Measure::Time, "Time", 154.0), (Measure::Peak, "Peak resident memory", 494.0)];
+    [(Measure::Time, "Time", 154.0), (Measure::Peak, "Peak memory", 494.0)];
 const PANEL: f64 = 270.0;
 /// The widest ratio that the lower part shows; what lies beyond stands at its edge.
 const WIDEST: f64 = 4.0;
@@ -77,7 +77,7 @@ fn panel(
         "title",
         (left, top - LINE),
         "start",
-        &format!("{title}, nearheap = 1 (less is better)"),
+        &format!("{title}, nearheap = 1; less is better"),
     );
     for (place, name) in results.allocators.iter().enumerate() {
         let y = top + place as f64 * LINE;

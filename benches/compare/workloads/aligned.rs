@@ -6,7 +6,7 @@ use crate::probe::Probe;
 
 pub(crate) fn aligned(probe: &mut Probe) -> u64 {
     let (objects, replacements) =
-        (probe.pick(30_000, 10_000, 200), probe.pick(2_000_000, 150_000, 1_000));
+        (probe.pick(30_000, 10_000, 200), probe.pick(1_200_000, 150_000, 1_000));
     let mut random = Random::new(7);
     let mut make = |stamp: u64| {
         let align = 32_usize << random.below(8);

@@ -5,7 +5,7 @@ use crate::block::{Block, Random, free_all};
 use crate::probe::Probe;
 
 pub(crate) fn buffers(probe: &mut Probe) -> u64 {
-    let (slots, replacements) = (probe.pick(64, 64, 8), probe.pick(3_000, 250, 10));
+    let (slots, replacements) = (probe.pick(64, 64, 8), probe.pick(2_000, 250, 10));
     let mut random = Random::new(8);
     let mut live: Vec<Block> =
         (0..slots as u64).map(|index| Block::new(random.doubling(16, 23), index)).collect();

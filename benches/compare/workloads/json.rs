@@ -1,5 +1,5 @@
 //! A JSON document is parsed into a tree of values, read, and dropped, as every web service does it.
-//! Parameters: 25,000 orders in one array, some 9 MB of text, parsed 6 times; the text is made beforehand.
+//! Parameters: 25,000 orders in one array, some 7 MB of text, parsed 6 times; the text is made beforehand.
 
 use crate::block::Random;
 use crate::probe::Probe;

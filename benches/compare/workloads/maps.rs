@@ -1,5 +1,5 @@
 //! Maps of strings: an index that is filled, searched, halved at random, and filled again.
-//! Parameters: 300,000 keys of about 12 to 40 bytes with values of 8 to 120. The hasher is the standard one with a fixed seed.
+//! Parameters: 200,000 keys of about 12 to 40 bytes with values of 8 to 120. The hasher is the standard one with a fixed seed.
 
 use crate::block::Random;
 use crate::probe::Probe;
@@ -48,7 +48,7 @@ pub(crate) fn hashmap(probe: &mut Probe) -> u64 {
 }
 
 fn work(probe: &mut Probe, mut map: impl Map) -> u64 {
-    let keys = probe.pick(300_000, 50_000, 300);
+    let keys = probe.pick(200_000, 50_000, 300);
     fill(&mut map, keys, 0);
     let mut random = Random::new(9);
     let mut sum = 0_u64;

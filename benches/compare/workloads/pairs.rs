@@ -14,7 +14,7 @@ pub(crate) fn constant(probe: &mut Probe) -> u64 {
     let held: Vec<Box<[u64; 6]>> = (0..HELD as u64).map(|index| Box::new([index; 6])).collect();
     probe.peak();
     let mut sum = 0_u64;
-    for index in 0..probe.pick(50_000_000, 8_000_000, 10_000) as u64 {
+    for index in 0..probe.pick(100_000_000, 10_000_000, 10_000) as u64 {
         let block = black_box(Box::new([index; 6]));
         sum = sum.wrapping_add(block[5]);
     }

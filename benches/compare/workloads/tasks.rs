@@ -1,5 +1,6 @@
 //! A tokio program: tasks that spawn tasks, wait for each other, and pass on what they allocated, on workers that steal.
-//! Parameters: 2 workers; 20,000 requests, 256 at a time, of 4 parts each; a part is a task of its own that makes 1 to 8 KiB.
+//! Parameters: 2 workers; 150,000 requests, 256 at a time, of 4 parts each; a part is a task of its own that makes twelve
+//! blocks of 32 to 512 bytes and passes eight on.
 
 use crate::block::{Block, Random, free_all};
 use crate::probe::Probe;
@@ -12,7 +13,7 @@ const PARTS: u64 = 4;
 const AT_ONCE: usize = 256;
 
 pub(crate) fn tokio(probe: &mut Probe) -> u64 {
-    let requests = probe.pick(20_000, 2_500, 40) as u64;
+    let requests = probe.pick(150_000, 15_000, 40) as u64;
     let runtime = Builder::new_multi_thread().worker_threads(2).build().expect("a runtime");
     let sum = runtime.block_on(async {
         let (sender, mut receiver) = mpsc::channel::<Vec<Block>>(AT_ONCE);

@@ -19,7 +19,7 @@ pub(crate) fn touched(probe: &mut Probe) -> u64 {
 }
 
 pub(crate) fn untouched(probe: &mut Probe) -> u64 {
-    let buffers = probe.pick(50_000, 4_000, 20);
+    let buffers = probe.pick(25_000, 3_000, 20);
     replace(probe, buffers, |buffer| {
         let middle = buffer.len() / 2;
         u64::from(std::mem::replace(&mut buffer[middle], 1))
