@@ -107,9 +107,14 @@ fn rows(svg: &mut String, results: &Results, top: f64) {
     let title =
         "Each workload beside its best peer: time (dot) and peak memory (ring); left is better";
     text(svg, "title", (MARGIN, top - 1.6 * LINE), "start", title);
-    for (ratio, label) in
-        [(0.25, "¼"), (0.5, "½"), (1.0, "1"), (MARK_ABOVE, "1.25"), (2.0, "2"), (WIDEST, "4")]
-    {
+    for (ratio, label) in [
+        (1.0 / WIDEST, "≤ ¼"),
+        (0.5, "½"),
+        (1.0, "1"),
+        (MARK_ABOVE, "1.25"),
+        (2.0, "2"),
+        (WIDEST, "≥ 4"),
+    ] {
         let (x, class) = (place(ratio), if ratio == 1.0 { "even" } else { "line" });
         text(svg, "", (x, top - 0.5 * LINE), "middle", label);
         element(
