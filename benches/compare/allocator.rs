@@ -176,9 +176,13 @@ fn accounts_of_this_build() -> Option<Accounts> {
 
 /// The bytes that the program asked for and has not freed: now, and the most of them so far. Only in the counting build.
 pub(crate) fn live_bytes() -> Option<(u64, u64)> {
-    CHOSEN.is_empty().then(counting::live_bytes)
+    #[cfg(feature = "chosen")]
+    return None;
+    #[cfg(not(feature = "chosen"))]
+    Some(counting::live_bytes())
 }
 
+#[cfg(not(feature = "chosen"))]
 mod counting {
     use std::alloc::{GlobalAlloc, Layout, System};
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -186,21 +190,7 @@ mod counting {
     /// The system's allocator, with the bytes counted.
     struct Counting;
 
-    #[cfg_attr(
-        not(any(
-            feature = "glibc",
-            feature = "jemalloc",
-            feature = "mimalloc2",
-            feature = "mimalloc3",
-            feature = "nearheap",
-            feature = "numalloc",
-            feature = "rpmalloc",
-            feature = "rusty_alloc",
-            feature = "snmalloc",
-            feature = "tcmalloc"
-        )),
-        global_allocator
-    )]
+    #[global_allocator]
     static GLOBAL: Counting = Counting;
 
     // Relaxed, because they are read when the threads of the workload wait or have ended; nothing else hangs on them.
