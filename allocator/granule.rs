@@ -303,6 +303,9 @@ impl<O: Os> Granules<O> {
     /// Gives blocks of `slot` back: at most [`GIVE_MAX`], whose order is lost.
     pub(crate) fn give(&self, slot: Slot, blocks: &mut [*mut u8]) -> Result<(), Fault> {
         debug_assert!(blocks.len() <= GIVE_MAX);
+        for &mut block in &mut *blocks {
+            Segment::prefetch(self.map.find(block as usize), block as usize);
+        }
         blocks.sort_unstable();
         let now_ms = self.source.os().now_ms();
         let mut left = u64::MAX >> (64 - blocks.len().clamp(1, 64));
@@ -362,48 +365,18 @@ impl<O: Os> Granules<O> {
             }
             // SAFETY: published, asked under the lock of its shard (N2), which protects it (R3).
             let segment = unsafe { &mut *segment };
-            let n = match self.verified_run(segment, slot, &blocks[i..], k) {
-                Ok(n) => n,
-                Err(fault) => return (given, Some(fault)),
-            };
-            let g = Segment::granule(blocks[i] as usize);
-            let pages = segment.give(g, (k, n), now_ms, tally);
-            inside.given(segment, g, k * n, pages);
-            given |= (u64::MAX >> (64 - n)) << i;
-            i += n;
+            let done = segment.give(&blocks[i..], k, now_ms, tally);
+            if done.n > 0 {
+                let g = Segment::granule(blocks[i] as usize);
+                inside.given(segment, g, done.end - g, done.pages);
+                given |= (u64::MAX >> (64 - done.n)) << i;
+            }
+            i += done.n;
+            if let Some(misuse) = done.misuse {
+                return (given, Some(self.fault(misuse, blocks[i], slot)));
+            }
         }
         (given, None)
-    }
-
-    /// How many of `blocks` follow each other in `segment`, each verified (R2); at least one.
-    fn verified_run(
-        &self,
-        segment: &mut Segment,
-        slot: Slot,
-        blocks: &[*mut u8],
-        k: usize,
-    ) -> Result<usize, Fault> {
-        let first = blocks[0] as usize;
-        let mut n = 0;
-        for &block in blocks {
-            let address = block as usize;
-            if n > 0 && (address != first + n * k * GRANULE || address - segment.base() >= SEGMENT)
-            {
-                // The same address twice in one batch is a double free that the bits can't show yet.
-                if address == first + (n - 1) * k * GRANULE {
-                    return Err(self.fault(Misuse::DoubleFree, block, slot));
-                }
-                break;
-            }
-            if !address.is_multiple_of(GRANULE) {
-                return Err(self.fault(Misuse::NotABlock, block, slot));
-            }
-            segment
-                .check(Segment::granule(address), k)
-                .map_err(|misuse| self.fault(misuse, block, slot))?;
-            n += 1;
-        }
-        Ok(n)
     }
 
     /// Makes a block of slot `from` one of slot `to` where it stands. `false`: it can't be, and nothing has changed.

@@ -11,20 +11,25 @@ use crate::class::{CACHED_MAX, GRANULE, Slot};
 use crate::fault::Fault;
 use crate::granule::{GIVE_MAX, Granules, Refusal};
 use crate::huge::Huge;
-use crate::magazine::Depot;
+use crate::magazine::{Depot, Pushed};
 use crate::options::Values;
 use crate::purge::Budget;
 use crate::registry::{Ledger, Registry};
 use core::alloc::Layout;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use nearheap_numa::lock::Lock;
-use nearheap_numa::sync::Late;
+use nearheap_numa::sync::{AtomicUsize, Late};
 use nearheap_numa::{Os, const_unless_loom};
 
 /// A cache may hold this much, and a share of what is live, before its slots stop growing.
 const CACHE_FLOOR: usize = 32 << 10;
 const CACHE_SHARE: usize = 32;
+
+/// Beyond the share of each, the magazines may keep half of what is retained, and a part of what is committed.
+const KEPT_SHARE: usize = 32;
+/// When the heap has grown by so much, they are given back first, if they are as many.
+const KEPT_STEP: usize = 256 << 10;
 
 /// Addresses that a program can have: what is larger is refused without asking the kernel or purging for it.
 const ADDRESSES: usize = 1 << 47;
@@ -34,6 +39,10 @@ const ADDRESSES: usize = 1 << 47;
 pub(crate) struct Heap<O> {
     pub(crate) granules: Granules<O>,
     pub(crate) depot: Depot,
+    /// The least that was committed since the magazines were emptied for growth.
+    kept_at: AtomicUsize,
+    /// Few blocks are in use on many pages.
+    pub(crate) sparse: AtomicBool,
     pub(crate) huge: Huge,
     pub(crate) registry: Lock<Registry>,
     pub(crate) ledger: Ledger,
@@ -102,6 +111,8 @@ impl<O: Os> Heap<O> {
             Self {
                 granules: Granules::new(os),
                 depot: Depot::new(),
+                kept_at: AtomicUsize::new(0),
+                sparse: AtomicBool::new(false),
                 huge: Huge::new(),
                 registry: Lock::new(Registry::new()),
                 ledger: Ledger::new(),
@@ -197,8 +208,9 @@ impl<O: Os> Heap<O> {
         let want = cap.div_ceil(2);
         let mut batch = [ptr::null_mut(); GIVE_MAX];
         let batch = batch.get_mut(..want).unwrap_or_default();
-        let mut got = self.depot.pop(slot, batch);
+        let mut got = self.depot.pop(slot, self.granules.classes.bytes(slot), batch);
         if got == 0 {
+            self.reuse_kept();
             let home = cache.home.get();
             got = self.insist(Some(cache), || self.granules.take(slot, home, batch)).unwrap_or(0);
             // The lowest address on top, so that the program walks upwards.
@@ -261,11 +273,38 @@ impl<O: Os> Heap<O> {
 
     /// Puts free blocks (at most 32) into the magazine, and what that has no room for into the granule heap.
     pub(crate) fn store(&self, slot: Slot, blocks: &[*mut u8]) -> Result<(), Fault> {
+        let Granules { meta, source, classes, .. } = &self.granules;
+        let sparse = self.sparse.load(Ordering::Relaxed);
+        let more = self.knobs.retain() / 2 + source.committed() / KEPT_SHARE;
+        let mut budget = if sparse { 0 } else { more };
         let mut overflow = [ptr::null_mut(); GIVE_MAX];
-        let n = self.depot.push(slot, blocks, &mut overflow);
+        let n = loop {
+            match self.depot.push(slot, classes.bytes(slot), blocks, budget, &mut overflow) {
+                Pushed::Kept(n) => break n,
+                // Without memory for more, it makes room as if it had its share.
+                Pushed::Full if !self.depot.extend(slot, meta, source) => budget = 0,
+                Pushed::Full => {}
+            }
+        };
         match overflow.get_mut(..n) {
             Some(rest) if n > 0 => self.granules.give(slot, rest),
             _ => Ok(()),
+        }
+    }
+
+    /// Before the heap grows any further: what the magazines keep of other sizes may do as well.
+    fn reuse_kept(&self) {
+        let committed = self.granules.source.committed();
+        let low = self.kept_at.load(Ordering::Relaxed);
+        let grown = committed.saturating_sub(low) >= KEPT_STEP;
+        if committed < low || grown {
+            self.kept_at.store(committed, Ordering::Relaxed);
+        }
+        if grown
+            && self.depot.kept() >= KEPT_STEP
+            && let Err(fault) = self.empty_magazines()
+        {
+            crate::fault::die(fault);
         }
     }
 
@@ -304,7 +343,7 @@ impl<O: Os> Heap<O> {
     /// One block for a thread without a cache.
     fn alloc_loose(&self, slot: Slot) -> *mut u8 {
         let mut one = [ptr::null_mut()];
-        let found = self.depot.pop(slot, &mut one) > 0
+        let found = self.depot.pop(slot, self.granules.classes.bytes(slot), &mut one) > 0
             || self.insist(None, || self.granules.take(slot, 0, &mut one)).is_some();
         let [block] = one;
         if found {
@@ -320,6 +359,7 @@ impl<O: Os> Heap<O> {
 
     fn alloc_span(&self, cache: Option<&Cache>, slot: Slot) -> Found {
         let home = cache.map_or(0, |c| c.home.get());
+        self.reuse_kept();
         let Some(span) = self.insist(cache, || self.granules.take_span(slot, home)) else {
             return NOTHING;
         };

@@ -1,11 +1,13 @@
-//! Magazines: between the thread caches and the granule heap, a short list of free blocks for every slot.
-//! Owns: `Depot`, `Magazine`. Called by: the cold paths of `cache`, `heap::sweep`, `fork`.
+//! Magazines: between the thread caches and the granule heap, a list of free blocks for every slot.
+//! Owns: `Depot`, `Magazine`. Called by: the cold paths of `heap`, `purge`, `fork`.
 //!
-//! A magazine's lock is held for the copy of at most half a cache slot's blocks. Threads that trade blocks of one class
-//! meet here and not in the granule heap.
+//! A magazine's lock is held for the copy of at most half a cache slot's blocks, or of one batch for the granule heap.
+//! Threads that trade blocks of one class meet here and not in the granule heap; and what a program frees and soon needs
+//! again in the same size is not joined with its neighbours only to be carved anew.
 //!
 //! A1: a block in a magazine is taken in the granule heap and in nobody's hands.
-//! A2: a magazine holds at most `room_of(slot)` blocks; what doesn't fit is handed back to the caller, oldest first.
+//! A2: a magazine holds at most as many blocks as its extents have places. All together hold more than `room_of` each
+//!     only as far as they are told that they may.
 
 #![allow(
     clippy::indexing_slicing,
@@ -14,26 +16,34 @@
 
 use crate::class::{SLOTS, Slot};
 use crate::granule::GIVE_MAX;
+use crate::meta::Meta;
 use crossbeam_utils::CachePadded;
-use nearheap_numa::const_unless_loom;
 use nearheap_numa::lock::Lock;
-use nearheap_numa::sync::{AtomicU32, Ordering};
+use nearheap_numa::sync::{AtomicU32, AtomicUsize, Ordering};
+use nearheap_numa::{Os, PageSource, const_unless_loom};
 
-/// Blocks that a magazine holds at most.
-const ROOM: usize = if cfg!(loom) { 4 } else { 128 };
-/// Bytes of blocks that a magazine holds at most, as long as that is four blocks.
+/// Blocks in an extent.
+const EXTENT: usize = if cfg!(loom) { 4 } else { 128 };
+/// Extents that a magazine has at most.
+const EXTENTS: usize = if cfg!(loom) { 1 } else { 64 };
+/// Bytes of blocks that a magazine may hold whatever the others hold, as long as that is four blocks.
 const ROOM_BYTES: usize = 64 << 10;
 
 /// Slots that have a magazine, the first so many: all, but for models, which make a heap for every interleaving.
 const MAGAZINES: usize = if cfg!(loom) { 4 } else { SLOTS };
 
+type Extent = [*mut u8; EXTENT];
+
 #[derive(Debug)]
 struct Stack {
     n: usize,
-    items: [*mut u8; ROOM],
+    first: Extent,
+    more: [*mut Extent; EXTENTS - 1],
+    /// Extents that there are in `more`.
+    extents: usize,
 }
 
-// SAFETY: the pointers are free blocks, which belong to the magazine (A1).
+// SAFETY: the pointers are free blocks, which belong to the magazine (A1), and extents of its own.
 unsafe impl Send for Stack {}
 
 /// Free blocks of one slot.
@@ -48,19 +58,64 @@ pub(crate) struct Magazine {
 #[derive(Debug)]
 pub(crate) struct Depot {
     magazines: [CachePadded<Magazine>; MAGAZINES],
+    /// Bytes of the blocks in all of them.
+    kept: CachePadded<AtomicUsize>,
+}
+
+/// What a magazine did with blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    /// It keeps them, and has let go of so many others.
+    Kept(usize),
+    /// It needs another extent.
+    Full,
 }
 
 fn room_of(slot: Slot) -> usize {
-    (ROOM_BYTES / slot.size()).clamp(4, ROOM)
+    (ROOM_BYTES / slot.size()).clamp(4, EXTENT)
+}
+
+impl Stack {
+    /// Calls `f` with the places of `[from, from + len)`, part by part.
+    fn places(&mut self, from: usize, len: usize, mut f: impl FnMut(&mut [*mut u8])) {
+        let (mut at, end) = (from, from + len);
+        while at < end {
+            let here = (EXTENT - at % EXTENT).min(end - at);
+            let extent = match (at / EXTENT).checked_sub(1) {
+                None => &mut self.first,
+                // SAFETY: `at` is below the end of the last extent (A2), and extents are metadata of this magazine.
+                Some(i) => unsafe { &mut *self.more[i] },
+            };
+            f(&mut extent[at % EXTENT..][..here]);
+            at += here;
+        }
+    }
+
+    fn pop(&mut self, out: &mut [*mut u8]) {
+        self.n -= out.len();
+        let mut done = 0;
+        self.places(self.n, out.len(), |places| {
+            out[done..][..places.len()].copy_from_slice(places);
+            done += places.len();
+        });
+    }
+
+    fn push(&mut self, blocks: &[*mut u8]) {
+        let mut done = 0;
+        self.places(self.n, blocks.len(), |places| {
+            places.copy_from_slice(&blocks[done..][..places.len()]);
+            done += places.len();
+        });
+        self.n += blocks.len();
+    }
 }
 
 impl Magazine {
     const_unless_loom! {
         fn new() -> Self {
-            Self {
-                stack: Lock::new(Stack { n: 0, items: [core::ptr::null_mut(); ROOM] }),
-                count: AtomicU32::new(0),
-            }
+            let none = core::ptr::null_mut();
+            let stack = Stack { n: 0, first: [none; EXTENT], more: [core::ptr::null_mut(); EXTENTS - 1], extents: 0 };
+            Self { stack: Lock::new(stack), count: AtomicU32::new(0) }
         }
     }
 }
@@ -68,7 +123,10 @@ impl Magazine {
 impl Depot {
     const_unless_loom! {
         pub(crate) fn new() -> Self {
-            Self { magazines: crate::repeat!(CachePadded::new(Magazine::new())) }
+            Self {
+                magazines: crate::repeat!(CachePadded::new(Magazine::new())),
+                kept: CachePadded::new(AtomicUsize::new(0)),
+            }
         }
     }
 
@@ -76,52 +134,75 @@ impl Depot {
         self.magazines.get(slot.index()).map(|magazine| &**magazine)
     }
 
-    /// Moves blocks to `out`, the latest first, as many as there are or fit. How many.
-    pub(crate) fn pop(&self, slot: Slot, out: &mut [*mut u8]) -> usize {
+    /// Bytes of the blocks in all magazines.
+    pub(crate) fn kept(&self) -> usize {
+        self.kept.load(Ordering::Relaxed)
+    }
+
+    /// Moves the latest blocks to `out`, of `size` bytes each, as many as there are or fit. How many.
+    pub(crate) fn pop(&self, slot: Slot, size: usize, out: &mut [*mut u8]) -> usize {
         let Some(magazine) = self.of(slot) else { return 0 };
         if magazine.count.load(Ordering::Relaxed) == 0 {
             return 0;
         }
         let mut stack = magazine.stack.lock();
         let n = stack.n.min(out.len());
-        let left = stack.n - n;
-        out[..n].copy_from_slice(&stack.items[left..left + n]);
-        stack.n = left;
-        magazine.count.store(left as u32, Ordering::Relaxed);
+        stack.pop(&mut out[..n]);
+        magazine.count.store(stack.n as u32, Ordering::Relaxed);
+        // Under the lock, so that nothing is taken off before it was added.
+        self.kept.fetch_sub(n * size, Ordering::Relaxed);
         n
     }
 
-    /// Takes `blocks` in (at most half of [`GIVE_MAX`]). What it has to let go for that is put into `overflow`: how many.
+    /// Takes `blocks` of `size` bytes in (at most half of [`GIVE_MAX`]), if there is room, which is made by putting others
+    /// into `overflow` where this magazine has its share and all together hold `budget` bytes.
     pub(crate) fn push(
         &self,
         slot: Slot,
+        size: usize,
         blocks: &[*mut u8],
+        budget: usize,
         overflow: &mut [*mut u8; GIVE_MAX],
-    ) -> usize {
+    ) -> Pushed {
         let Some(magazine) = self.of(slot) else {
             overflow[..blocks.len()].copy_from_slice(blocks);
-            return blocks.len();
+            return Pushed::Kept(blocks.len());
         };
-        let room = room_of(slot);
+        let over = self.kept() + blocks.len() * size > budget;
         let mut stack = magazine.stack.lock();
-        let mut out = 0;
-        if stack.n + blocks.len() > room {
-            // Half of it goes, so that the next ones find room; the oldest, which are the least likely to be in a CPU's
-            // cache.
-            out = (stack.n / 2).min(GIVE_MAX - blocks.len());
-            overflow[..out].copy_from_slice(&stack.items[..out]);
-            let n = stack.n;
-            stack.items.copy_within(out..n, 0);
-            stack.n -= out;
+        let n = stack.n + blocks.len();
+        let places = (stack.extents + 1) * EXTENT;
+        if n > places && !over && places < EXTENT * EXTENTS {
+            return Pushed::Full;
         }
-        let fit = blocks.len().min(room - stack.n);
-        let (keep, rest) = blocks.split_at(fit);
+        let mut out = 0;
+        if n > room_of(slot) && over || n > places {
+            // A whole batch goes, so that the next blocks find room.
+            out = stack.n.min(GIVE_MAX);
+            stack.pop(&mut overflow[..out]);
+        }
+        let (keep, rest) = blocks.split_at(blocks.len().min(places - stack.n));
         overflow[out..out + rest.len()].copy_from_slice(rest);
-        let n = stack.n;
-        stack.items[n..n + fit].copy_from_slice(keep);
-        stack.n += fit;
+        stack.push(keep);
         magazine.count.store(stack.n as u32, Ordering::Relaxed);
-        out + rest.len()
+        self.kept.fetch_add(keep.len() * size, Ordering::Relaxed);
+        self.kept.fetch_sub(out * size, Ordering::Relaxed);
+        Pushed::Kept(out + rest.len())
+    }
+
+    /// Adds places to a magazine that was full. `false`: there is no memory for them.
+    #[cold]
+    pub(crate) fn extend<O: Os>(&self, slot: Slot, meta: &Meta, source: &PageSource<O>) -> bool {
+        let Some(magazine) = self.of(slot) else { return false };
+        let Some(extent) = meta.alloc::<Extent, O>(source) else { return false };
+        let mut stack = magazine.stack.lock();
+        let i = stack.extents;
+        // Another thread may have been faster; then there is one more than was needed, or this one is forgotten.
+        if let Some(place) = stack.more.get_mut(i) {
+            *place = extent.as_ptr();
+            stack.extents += 1;
+        }
+        true
     }
 
     /// Blocks that wait in the magazine of a slot.

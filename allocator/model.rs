@@ -155,7 +155,7 @@ impl World {
             }
             let mut items = [ptr::null_mut(); GIVE_MAX];
             let waiting = self.heap.depot.count(slot);
-            let n = self.heap.depot.pop(slot, &mut items);
+            let n = self.heap.depot.pop(slot, classes.bytes(slot), &mut items);
             assert_eq!(n, waiting, "a magazine's count");
             found.extend(items[..n].iter().map(|&block| (slot, block)));
         }

@@ -13,7 +13,7 @@
 //!
 //! Where the pages in use are more than four times what is in use on them, few blocks hold many pages, and many of those
 //! blocks are in caches and magazines: the freeing thread's cache and all magazines are emptied, again whenever what is
-//! in use has halved.
+//! in use has halved, and meanwhile a magazine keeps no more than its share.
 //!
 //! U1: one thread purges at a time; the others go on. No shard's lock is held across the kernel's work: the pages are
 //! taken like blocks, purged, and given back.
@@ -26,6 +26,7 @@ use crate::heap::Heap;
 use crate::segment::{Segment, Tally};
 use core::ptr::{self, NonNull};
 use nearheap_numa::Os;
+use nearheap_numa::sync::Ordering;
 
 /// Refaults count as regretted within so many milliseconds of the purge.
 const REGRET_MS: u64 = 250;
@@ -44,7 +45,7 @@ const SPARSE: usize = 4;
 pub(crate) struct Budget {
     regret: usize,
     regret_ms: u64,
-    /// What was live when caches were emptied last, or the most since.
+    /// What small blocks were live when caches were emptied last, or the most since.
     swept_live: Option<usize>,
     /// What was retained after the last purge, and when that was: a purge that left much will find no more until more
     /// has been freed, or chunks have come to rest.
@@ -99,10 +100,16 @@ impl<O: Os> Heap<O> {
         if retained <= floor && in_use <= floor {
             return Ok(());
         }
-        let live = self.live();
-        if in_use > SPARSE * live + floor {
+        let (small, huge) = (self.granules.taken(), self.huge.bytes());
+        let live = small + huge;
+        // Huge blocks hold no page but their own.
+        let sparse = in_use.saturating_sub(huge) > SPARSE * small + floor;
+        if sparse != self.sparse.load(Ordering::Relaxed) {
+            self.sparse.store(sparse, Ordering::Relaxed);
+        }
+        if sparse {
             // SAFETY: the caller's promise.
-            unsafe { self.sweep(cache, live)? };
+            unsafe { self.sweep(cache, small)? };
         }
         if source.retained() > self.retain_base(live) {
             self.purge_over_budget(live);
@@ -117,15 +124,15 @@ impl<O: Os> Heap<O> {
         let base = self.retain_base(live);
         budget.halve(now_ms);
         let refaults = &self.granules.refaults;
-        let again = refaults.bytes.swap(0, nearheap_numa::sync::Ordering::Relaxed);
-        let when = refaults.purged_ms.load(nearheap_numa::sync::Ordering::Relaxed) as u64;
+        let again = refaults.bytes.swap(0, Ordering::Relaxed);
+        let when = refaults.purged_ms.load(Ordering::Relaxed) as u64;
         if now_ms.saturating_sub(when) <= REGRET_MS {
             budget.regret = (budget.regret + again).min(base);
         }
         let most = base + budget.regret;
         let retained = self.granules.source.retained();
-        // A heap with more free than live is emptying: nothing may be called that would see its chunks come to rest.
-        let quiet_ms = if retained > live { 0 } else { self.knobs.quiet_ms() };
+        // Twice over the budget, the heap is emptying: nothing may be called later that would see its chunks at rest.
+        let quiet_ms = if retained > live.min(2 * most) { 0 } else { self.knobs.quiet_ms() };
         let rested = now_ms.saturating_sub(budget.left_ms) >= quiet_ms.max(1);
         if retained <= most || !rested && retained <= budget.left + base / 8 {
             return;
@@ -172,9 +179,10 @@ impl<O: Os> Heap<O> {
     pub(crate) fn empty_magazines(&self) -> Result<(), Fault> {
         for slot in Slot::all() {
             let mut batch = [ptr::null_mut(); GIVE_MAX];
+            let size = self.granules.classes.bytes(slot);
             // A bound, since other threads may fill it meanwhile.
-            for _ in 0..8 {
-                let n = self.depot.pop(slot, &mut batch);
+            for _ in 0..1 + self.depot.count(slot) / GIVE_MAX {
+                let n = self.depot.pop(slot, size, &mut batch);
                 match batch.get_mut(..n) {
                     Some(blocks) if n > 0 => self.granules.give(slot, blocks)?,
                     _ => break,

@@ -56,6 +56,19 @@ pub(crate) fn at_least_u16(values: &[u16; 64], least: u16) -> u64 {
     }
 }
 
+/// Asks the CPU to have a value at hand soon.
+#[inline]
+pub(crate) fn prefetch<T>(value: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: SSE is part of x86_64; a prefetch is a hint, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(value.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -29,6 +29,8 @@ pub(crate) const SEGMENT_SHIFT: u32 = SEGMENT.trailing_zeros();
 /// Granules of a segment.
 pub(crate) const SEGMENT_GRANULES: usize = SEGMENT / GRANULE;
 pub(crate) const CHUNKS: usize = SEGMENT_GRANULES / CHUNK_GRANULES;
+/// Bytes of a chunk.
+const CHUNK: usize = CHUNK_GRANULES * GRANULE;
 /// Bytes of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
 /// The smallest OS page, for which the page maps are made; larger pages use a part of them.
@@ -101,6 +103,18 @@ pub(crate) struct Tally {
     pub(crate) purged_ms: u64,
     /// The hard limit refused to let another page become resident.
     pub(crate) refused: bool,
+}
+
+/// What a give to one chunk has done.
+#[derive(Debug)]
+pub(crate) struct Given {
+    /// Blocks that were given, and the granule after the last.
+    pub(crate) n: usize,
+    pub(crate) end: usize,
+    /// Pages became wholly free.
+    pub(crate) pages: bool,
+    /// What is wrong with the block after those.
+    pub(crate) misuse: Option<Misuse>,
 }
 
 /// What is known of 4 MiB.
@@ -197,6 +211,18 @@ impl Segment {
         if empty { high & self.empties } else { high & !self.empties }
     }
 
+    /// Asks the CPU for what a give of this block will need. Takes no lock: it only reckons with addresses.
+    #[inline]
+    pub(crate) fn prefetch(this: *const Self, address: usize) {
+        let g = Self::granule(address);
+        // SAFETY: metadata stays readable (N2); only the place of the chunk is reckoned, nothing is read.
+        let chunks = unsafe { &raw const (*this).chunks };
+        Chunk::prefetch(
+            chunks.cast::<Chunk>().wrapping_add(g / CHUNK_GRANULES),
+            g % CHUNK_GRANULES,
+        );
+    }
+
     fn address(&self, g: usize) -> *mut u8 {
         core::ptr::with_exposed_provenance_mut(self.base() + (g << GRANULE_SHIFT))
     }
@@ -233,7 +259,8 @@ impl Segment {
         while got < out.len() {
             let Some(run) = self.chunk(c).find(k, align) else {
                 // Without an aligned place there may still be one that isn't; a longer one would hold an aligned one.
-                let bound = (k + align - 2) as u16;
+                let (bound, most) = ((k + align - 2) as u16, self.chunk(c).longest());
+                let bound = if most < u8::MAX { bound.min(most.into()) } else { bound };
                 self.longest[c % CHUNKS] = self.longest[c % CHUNKS].min(bound);
                 break;
             };
@@ -296,6 +323,7 @@ impl Segment {
     }
 
     /// Takes a free run. `false`: the hard limit forbids its pages, and nothing has changed.
+    #[inline]
     fn take_run<O: Os>(
         &mut self,
         g: usize,
@@ -303,8 +331,25 @@ impl Segment {
         source: &PageSource<O>,
         tally: &mut Tally,
     ) -> bool {
-        let page = 1_usize << self.page_shift;
         let pages = self.pages_of(g, len);
+        let page = *pages.start();
+        // Mostly it is a hole in a page that is in use.
+        let in_use = page == *pages.end() && self.dirty.has(page) && !self.free_pages.has(page);
+        if !in_use && !self.take_pages(pages, source, tally) {
+            return false;
+        }
+        self.mark_taken(g, len);
+        true
+    }
+
+    #[inline(never)]
+    fn take_pages<O: Os>(
+        &mut self,
+        pages: core::ops::RangeInclusive<usize>,
+        source: &PageSource<O>,
+        tally: &mut Tally,
+    ) -> bool {
+        let page = 1_usize << self.page_shift;
         if self.huge {
             self.commit_halves(pages.clone(), source, tally);
         }
@@ -327,7 +372,6 @@ impl Segment {
             }
             self.dirty.add(p);
         }
-        self.mark_taken(g, len);
         true
     }
 
@@ -366,8 +410,36 @@ impl Segment {
 
     /// Frees a taken run in which no start bit stands. Whether a page became wholly free.
     fn give_run(&mut self, g: usize, len: usize, tally: &mut Tally) -> bool {
+        let mut longest_run = 0;
+        self.pieces(g, len, |this, c, at, len| {
+            let run = this.chunk(c).give(at, len);
+            longest_run = longest_run.max(this.freed(c, len, run));
+        });
+        self.free_whole_pages(g, len, longest_run, tally)
+    }
+
+    /// Counts `len` granules of chunk `c` that became free, in a run of known length, which may be exact. A bound of the
+    /// run.
+    #[inline]
+    fn freed(&mut self, c: usize, len: usize, (run, exact): (usize, bool)) -> usize {
+        let free = self.free_in[c % CHUNKS] + len as u16;
+        self.free_in[c % CHUNKS] = free;
+        self.free += len;
+        let longest = &mut self.longest[c % CHUNKS];
+        // Beyond what the chunk looked at, a side is at most as long as the longest run was: two sides, twice.
+        let bound = if exact { run } else { run + 2 * usize::from(*longest) };
+        *longest = (*longest).max(bound.min(usize::from(free)) as u16);
+        if usize::from(free) == CHUNK_GRANULES {
+            self.empties |= 1 << (c % CHUNKS);
+        }
+        bound
+    }
+
+    /// Finds the pages that became wholly free when `[g, g + len)` did, in a run of at most `run`. Whether there are any.
+    #[inline]
+    fn free_whole_pages(&mut self, g: usize, len: usize, run: usize, tally: &mut Tally) -> bool {
         let page_granules = 1_usize << (u32::from(self.page_shift) - GRANULE_SHIFT);
-        if self.mark_free(g, len) < page_granules {
+        if run < page_granules {
             return false;
         }
         let mut any = false;
@@ -391,26 +463,6 @@ impl Segment {
             return true;
         }
         self.chunk(c).is_free(g % CHUNK_GRANULES, page_granules)
-    }
-
-    /// Marks a taken run free. A bound of the free runs that it is a part of now.
-    fn mark_free(&mut self, g: usize, len: usize) -> usize {
-        let mut longest_run = 0;
-        self.pieces(g, len, |this, c, at, len| {
-            let (run, exact) = this.chunk(c).give(at, len);
-            let free = this.free_in[c % CHUNKS] + len as u16;
-            this.free_in[c % CHUNKS] = free;
-            let longest = &mut this.longest[c % CHUNKS];
-            // Beyond what the chunk looked at, a side is at most as long as the longest run was: two sides, twice.
-            let bound = if exact { run } else { run + 2 * usize::from(*longest) };
-            longest_run = longest_run.max(bound);
-            *longest = (*longest).max(bound.min(usize::from(free)) as u16);
-            if usize::from(free) == CHUNK_GRANULES {
-                this.empties |= 1 << (c % CHUNKS);
-            }
-        });
-        self.free += len;
-        longest_run
     }
 
     /// Whether a block of exactly `k` granules begins at granule `g`.
@@ -449,20 +501,86 @@ impl Segment {
         if whole && ends { Ok(()) } else { Err(Misuse::WrongLayout) }
     }
 
-    /// Gives back `n` blocks of `k` granules that follow each other from granule `g` on, all checked.
+    /// Gives back blocks of `k` granules, sorted, as many of the first as begin in the same chunk. Verifies each.
     pub(crate) fn give(
         &mut self,
-        g: usize,
-        (k, n): (usize, usize),
+        blocks: &[*mut u8],
+        k: usize,
         now_ms: u64,
         tally: &mut Tally,
-    ) -> bool {
-        for i in 0..n {
-            let at = g + i * k;
-            self.chunk(at / CHUNK_GRANULES).clear_start(at % CHUNK_GRANULES);
+    ) -> Given {
+        let mut given = Given { n: 0, end: 0, pages: false, misuse: None };
+        let Some(&first) = blocks.first() else { return given };
+        let c = Self::granule(first as usize) / CHUNK_GRANULES % CHUNKS;
+        self.given_ms[c] = now_ms as u32;
+        let mut rest = blocks;
+        while let [block, after @ ..] = rest {
+            let address = *block as usize;
+            if address / CHUNK != first as usize / CHUNK {
+                break;
+            }
+            let g = Self::granule(address);
+            let size = k * GRANULE;
+            // What follows at once is given in one run; and the same address twice is for `verified_run` to name.
+            let alone = after.first().is_none_or(|&next| next as usize - address > size);
+            let short = k <= 64 && address.is_multiple_of(GRANULE) && self.ready >> c & 1 == 1;
+            let done = if alone && short {
+                self.chunks[c].give_block(g % CHUNK_GRANULES, k)
+            } else {
+                None
+            };
+            let n = if let Some(run) = done {
+                let run = self.freed(c, k, run);
+                given.pages |= self.free_whole_pages(g, k, run, tally);
+                1
+            } else {
+                match self.verified_run(rest, k) {
+                    Ok(n) => {
+                        for i in 0..n {
+                            let at = g + i * k;
+                            self.chunk(at / CHUNK_GRANULES).clear_start(at % CHUNK_GRANULES);
+                        }
+                        given.pages |= self.give_run(g, k * n, tally);
+                        n
+                    }
+                    Err(misuse) => {
+                        given.misuse = Some(misuse);
+                        break;
+                    }
+                }
+            };
+            given.n += n;
+            given.end = g + k * n;
+            rest = rest.get(n..).unwrap_or_default();
         }
-        self.given_ms[g / CHUNK_GRANULES % CHUNKS] = now_ms as u32;
-        self.give_run(g, k * n, tally)
+        given
+    }
+
+    /// How many of `blocks` (sorted, in this segment or after it) follow each other, each verified; or what is wrong with
+    /// the first.
+    fn verified_run(&mut self, blocks: &[*mut u8], k: usize) -> Result<usize, Misuse> {
+        let mut before = 0;
+        for (n, &block) in blocks.iter().enumerate() {
+            let address = block as usize;
+            if n > 0 && address == before {
+                // The bits can't show it yet.
+                return if n == 1 { Err(Misuse::DoubleFree) } else { Ok(n - 1) };
+            }
+            if n > 0 && (address != before + k * GRANULE || address - self.base() >= SEGMENT) {
+                return Ok(n);
+            }
+            let checked = if address.is_multiple_of(GRANULE) {
+                self.check(Self::granule(address), k)
+            } else {
+                Err(Misuse::NotABlock)
+            };
+            match checked {
+                Err(misuse) if n == 0 => return Err(misuse),
+                Err(_) => return Ok(n),
+                Ok(()) => before = address,
+            }
+        }
+        Ok(blocks.len())
     }
 
     /// Makes the checked block at `g` one of `new` granules where it stands. `false`: what follows it is taken, or the
@@ -518,7 +636,7 @@ impl Segment {
         let loose = self.free_pages.and(&self.dirty);
         while let Some((at, len)) = loose.run_from(from) {
             from = at + len;
-            let chunk = (at << shift) / (CHUNK_GRANULES * GRANULE);
+            let chunk = (at << shift) / CHUNK;
             let idle = (now_ms as u32).wrapping_sub(self.given_ms[chunk % CHUNKS]);
             if (len << shift) < least && u64::from(idle) < quiet_ms {
                 continue;

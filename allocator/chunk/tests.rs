@@ -15,7 +15,8 @@ struct Model {
 
 impl Model {
     fn new() -> Self {
-        let mut chunk = Box::new(Chunk { bits: [0; WORDS], starts: [0; WORDS], most: [0; WORDS] });
+        let mut chunk =
+            Box::new(Chunk { words: [Word { free: 0, starts: 0 }; WORDS], most: [0; WORDS] });
         chunk.reset();
         Self { chunk, free: std::vec![true; CHUNK_GRANULES], blocks: Vec::new() }
     }

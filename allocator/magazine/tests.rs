@@ -2,40 +2,89 @@
 
 use super::*;
 use core::ptr;
+use nearheap_numa::fake::FakeOs;
+use rstest::rstest;
 use std::vec::Vec;
 
 impl Depot {
     /// The blocks in the magazine of a slot.
     pub(crate) fn blocks(&self, slot: Slot) -> Vec<*mut u8> {
-        let stack = self.of(slot).unwrap().stack.lock();
-        stack.items[..stack.n].to_vec()
+        let mut stack = self.of(slot).unwrap().stack.lock();
+        let (mut blocks, n) = (Vec::new(), stack.n);
+        stack.places(0, n, |places| blocks.extend_from_slice(places));
+        blocks
     }
 }
 
-#[test]
-fn what_goes_in_comes_out_once() {
+/// Pushes as a heap does, with room for as many extents as it wants.
+fn push(
+    (depot, meta, source): (&Depot, &Meta, &PageSource<FakeOs>),
+    slot: Slot,
+    blocks: &[*mut u8],
+    budget: usize,
+) -> Vec<*mut u8> {
+    let mut overflow = [ptr::null_mut(); GIVE_MAX];
+    loop {
+        match depot.push(slot, slot.size(), blocks, budget, &mut overflow) {
+            Pushed::Kept(n) => return overflow[..n].to_vec(),
+            Pushed::Full => assert!(depot.extend(slot, meta, source)),
+        }
+    }
+}
+
+#[rstest]
+#[case::nothing_beside_its_share(0)]
+#[case::some(100 << 10)]
+#[case::all(usize::MAX)]
+fn what_goes_in_comes_out_once(#[case] budget: usize) {
     let depot = std::boxed::Box::new(Depot::new());
+    let (meta, source) = (Meta::new(), PageSource::new(FakeOs::new()));
     for slot in Slot::all().filter(|s| s.is_cached()) {
         let mut next = 16;
         let (mut expected, mut out) = (0, Vec::new());
-        for n in [1, 32, 7, 32, 32, 32, 32, 2, 31] {
+        for n in [1, 32, 7, 32, 32, 32, 32, 2, 31].into_iter().cycle().take(400) {
             let blocks: Vec<_> =
                 (next..next + n).map(|i| ptr::without_provenance_mut(i * 16)).collect();
             next += n;
             expected += n;
-            let mut overflow = [ptr::null_mut(); GIVE_MAX];
-            let over = depot.push(slot, &blocks, &mut overflow);
-            out.extend_from_slice(&overflow[..over]);
+            out.extend(push((&depot, &meta, &source), slot, &blocks, budget));
             assert_eq!(depot.count(slot), depot.blocks(slot).len());
-            assert!(depot.count(slot) <= room_of(slot), "A2");
+            assert_eq!(depot.kept(), depot.count(slot) * slot.size());
+            assert!(depot.count(slot) <= EXTENT * EXTENTS, "A2");
+            let share = room_of(slot).max(n);
+            assert!(depot.kept() <= budget.max(share * slot.size()), "A2");
             assert_eq!(out.len() + depot.count(slot), expected, "{slot:?}");
         }
-        let mut last = [ptr::null_mut(); ROOM];
-        let n = depot.pop(slot, &mut last);
-        out.extend_from_slice(&last[..n]);
-        assert_eq!(depot.pop(slot, &mut last), 0);
+        if budget == usize::MAX {
+            assert!(depot.count(slot) > 8000, "as many as it has places for");
+        }
+        let mut last = [ptr::null_mut(); 100];
+        loop {
+            match depot.pop(slot, slot.size(), &mut last) {
+                0 => break,
+                n => out.extend_from_slice(&last[..n]),
+            }
+        }
+        assert_eq!(depot.kept(), 0);
         out.sort_unstable();
         let all: Vec<_> = (16..next).map(|i| ptr::without_provenance_mut(i * 16)).collect();
         assert_eq!(out, all, "{slot:?}");
     }
+}
+
+#[test]
+fn a_magazine_that_cannot_grow_keeps_its_share() {
+    let depot = std::boxed::Box::new(Depot::new());
+    let (meta, source) = (Meta::new(), PageSource::new(FakeOs::new()));
+    source.os().fail_all(true);
+    let slot = Slot::small(16);
+    let mut overflow = [ptr::null_mut(); GIVE_MAX];
+    let blocks = [ptr::without_provenance_mut(16); 32];
+    for _ in 0..4 {
+        assert_eq!(depot.push(slot, 16, &blocks, usize::MAX, &mut overflow), Pushed::Kept(0));
+    }
+    assert_eq!(depot.push(slot, 16, &blocks, usize::MAX, &mut overflow), Pushed::Full);
+    assert!(!depot.extend(slot, &meta, &source));
+    assert_eq!(depot.push(slot, 16, &blocks, 0, &mut overflow), Pushed::Kept(64));
+    assert_eq!(depot.count(slot), 96);
 }

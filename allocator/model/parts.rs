@@ -3,7 +3,7 @@
 use super::explore;
 use crate::class::Slot;
 use crate::granule::GIVE_MAX;
-use crate::magazine::Depot;
+use crate::magazine::{Depot, Pushed};
 use crate::version::Version;
 use core::ptr;
 use loom::thread;
@@ -16,9 +16,10 @@ const SLOT: Slot = Slot::small(48);
 fn exchange(depot: &Depot, blocks: &[usize]) -> Vec<usize> {
     let blocks: Vec<_> = blocks.iter().map(|&block| ptr::without_provenance_mut(block)).collect();
     let mut overflow = [ptr::null_mut(); GIVE_MAX];
-    let over = depot.push(SLOT, &blocks, &mut overflow);
+    let pushed = depot.push(SLOT, SLOT.size(), &blocks, 0, &mut overflow);
+    let Pushed::Kept(over) = pushed else { unreachable!("a model's magazine is one extent") };
     let mut popped = [ptr::null_mut(); 2];
-    let n = depot.pop(SLOT, &mut popped);
+    let n = depot.pop(SLOT, SLOT.size(), &mut popped);
     overflow[..over].iter().chain(&popped[..n]).map(|&block: &*mut u8| block.addr()).collect()
 }
 
@@ -33,7 +34,7 @@ fn what_goes_into_a_magazine_comes_out_once() {
         all.extend(other.join().unwrap());
         let waiting = depot.count(SLOT);
         let mut left = [ptr::null_mut(); GIVE_MAX];
-        let n = depot.pop(SLOT, &mut left);
+        let n = depot.pop(SLOT, SLOT.size(), &mut left);
         assert_eq!(n, waiting);
         all.extend(left[..n].iter().map(|block| block.addr()));
         all.sort_unstable();

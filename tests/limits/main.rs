@@ -183,10 +183,10 @@ fn looks_at_what_is_retained() {
 /// Crosses with blocks of one size while free pages wait that are of no use for them.
 fn crosses_with_free_pages() {
     on_soft_limit(looks_at_what_is_retained);
-    let mut huge = Blocks::new(LIMIT / 2 + LIMIT / 4);
+    let mut huge = Blocks::new(LIMIT / 4);
     huge.fill(1);
     let mut small = Blocks::new(10_000);
-    small.fill(LIMIT / 8);
+    small.fill(LIMIT / 2);
     // Every third stays, so that no run of free pages is long enough for what comes.
     let mut kept = Blocks::new(10_000);
     while small.count > 0 {

@@ -58,6 +58,15 @@ fn a_double_free(#[values(16, 48, 1024, 1152, 8192, 40 << 10, 1 << 20)] size: us
 }
 
 #[rstest]
+fn a_double_free_behind_a_good_block(#[values(16, 48, 1024, 1152, 8192, 40 << 10)] size: usize) {
+    let (mut model, [a, b, _]) = with_three(size);
+    drop_from_list(&mut model, size, &[b]);
+    model.give(slot(size), &mut [b]);
+    refused_beside(&mut model, size, a, Misuse::DoubleFree, b);
+    model.finish(&mut Numbers::new(1));
+}
+
+#[rstest]
 fn no_block_begins_there(#[values(48, 1024, 1152, 8192, 40 << 10, 1 << 20)] size: usize) {
     let (mut model, [a, b, c]) = with_three(size);
     for inside in [16, 32, size - 16] {
