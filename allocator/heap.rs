@@ -10,7 +10,7 @@ use crate::cache::{Cache, SMALL_CAP, State, cap_limit};
 use crate::class::{CACHED_MAX, GRANULE, Slot};
 use crate::fault::Fault;
 use crate::granule::{GIVE_MAX, Granules, Refusal};
-use crate::huge::Huge;
+use crate::huge::{HUGE_PAGE, Huge};
 use crate::magazine::{Depot, Pushed};
 use crate::options::Values;
 use crate::purge::Budget;
@@ -377,13 +377,20 @@ impl<O: Os> Heap<O> {
         }
     }
 
+    /// Whether a huge block is backed by huge pages: in a large heap all that can hold one are, in a small one those from
+    /// a quarter of that size on. What is wasted is less than a huge page each, behind what has been touched.
+    fn wants_huge_pages(&self, len: usize) -> bool {
+        let from = self.granules.huge_pages_from.get();
+        len >= HUGE_PAGE && from != usize::MAX && self.live().saturating_add(4 * len) >= from
+    }
+
     fn alloc_huge(&self, cache: Option<&Cache>, layout: Layout, zero: bool) -> Found {
         let possible = |_: &usize| layout.align() < ADDRESSES;
         let Some(len) = self.huge_len(layout.size()).filter(possible) else { return NOTHING };
-        let shape = (len, layout.align());
+        let (shape, how) = ((len, layout.align()), (zero, self.wants_huge_pages(len)));
         let Granules { meta, source, .. } = &self.granules;
-        let found = self
-            .insist(cache, || self.huge.alloc(shape, zero, meta, source).ok_or(Refusal::Kernel));
+        let found =
+            self.insist(cache, || self.huge.alloc(shape, how, meta, source).ok_or(Refusal::Kernel));
         let Some((block, clean)) = found else { return NOTHING };
         self.count_huge(cache, true, len);
         (block.as_ptr(), clean)
@@ -396,7 +403,7 @@ impl<O: Os> Heap<O> {
         layout: Layout,
     ) -> Result<(), Fault> {
         let len = self.huge_len(layout.size()).unwrap_or(0);
-        let keep = self.retain_base(self.live()) / 2;
+        let keep = self.retain_base(self.live());
         self.huge.free(block, len, keep, &self.granules.source)?;
         self.count_huge(cache, false, len);
         Ok(())
@@ -450,11 +457,12 @@ impl<O: Os> Heap<O> {
             return Ok(block);
         }
         let source = &self.granules.source;
-        let mut moved = self.huge.resize(block, (from, to), old.align(), source)?;
+        let how = (old.align(), self.wants_huge_pages(to));
+        let mut moved = self.huge.resize(block, (from, to), how, source)?;
         if moved.is_none() {
             // SAFETY: the cache is the calling thread's, from `resize`.
             unsafe { self.purge_all(cache) };
-            moved = self.huge.resize(block, (from, to), old.align(), source)?;
+            moved = self.huge.resize(block, (from, to), how, source)?;
         }
         let Some(moved) = moved else { return Ok(ptr::null_mut()) };
         self.count_huge(cache, false, from);

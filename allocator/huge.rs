@@ -2,11 +2,12 @@
 //! Owns: `Huge`, the table of their mappings. Called by: `heap`.
 //!
 //! H1: an address is in `live` exactly while a huge block begins there; `len` is the block's size in whole OS pages.
-//! H2: a mapping in `kept` is free, committed, counted as retained, and not zero.
+//! H2: a mapping in `kept` is free, committed, counted as retained, and not zero. The oldest comes first.
 //! H3: the lock is not held across a call of the kernel: an entry is taken out before its mapping is changed.
 //! H4: while the lock is free, the accounts of live and of retained bytes agree with the table: a fork copies both.
 //!
-//! A block grows by `mremap`: the kernel moves page table entries, never contents.
+//! A block grows by `mremap`: the kernel moves page table entries, never contents. What is kept serves smaller blocks by
+//! parts and larger ones by growing: its pages are resident, and each saves a page fault.
 
 #![allow(
     clippy::indexing_slicing,
@@ -21,7 +22,9 @@ use nearheap_numa::sync::{AtomicUsize, Ordering};
 use nearheap_numa::{Os, PageSource, const_unless_loom};
 
 /// Free mappings that are kept at most.
-const KEPT: usize = 16;
+const KEPT: usize = if cfg!(loom) { 4 } else { 64 };
+/// Bytes of a huge page.
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
 #[derive(Clone, Copy, Debug)]
 struct Mapping {
@@ -40,6 +43,8 @@ struct Table {
     /// Live blocks, and those that are promised a place.
     count: usize,
     kept: [Mapping; KEPT],
+    /// Mappings in `kept`.
+    keeps: usize,
 }
 
 // SAFETY: the entries are metadata of the table's alone.
@@ -125,7 +130,7 @@ impl Table {
     /// What an address is at which no block begins: free already, inside of a block, or none of ours (any more).
     #[cold]
     fn misuse_at(&mut self, at: usize) -> Misuse {
-        if self.kept.iter().any(|m| m.at == at && at != 0) {
+        if self.kept().iter().any(|m| m.at == at) {
             Misuse::DoubleFree
         } else if self.entries().iter().any(|m| (m.at..m.at + m.len).contains(&at)) {
             Misuse::NotABlock
@@ -134,10 +139,42 @@ impl Table {
         }
     }
 
+    fn kept(&self) -> &[Mapping] {
+        &self.kept[..self.keeps.min(KEPT)]
+    }
+
     fn keep(&mut self, mapping: Mapping) -> bool {
-        let Some(place) = self.kept.iter_mut().find(|m| m.at == 0) else { return false };
+        let Some(place) = self.kept.get_mut(self.keeps) else { return false };
         *place = mapping;
+        self.keeps += 1;
         true
+    }
+
+    /// Takes the kept mapping at a place out.
+    fn take_kept(&mut self, i: usize) -> Mapping {
+        let mapping = self.kept[i];
+        self.kept.copy_within(i + 1..self.keeps, i);
+        self.keeps -= 1;
+        self.kept[self.keeps] = NOTHING;
+        mapping
+    }
+
+    /// Takes `len` bytes of the smallest kept mapping that has them, or, to `grow` it, the largest there is that has half
+    /// of them.
+    fn take_near(&mut self, len: usize, align: usize, grow: bool) -> Option<Mapping> {
+        let kept = self.kept().iter().enumerate();
+        let aligned = kept.filter(|(_, m)| m.at.is_multiple_of(align));
+        let larger = aligned.clone().filter(|(_, m)| m.mapped >= len);
+        if let Some((i, &mapping)) = larger.min_by_key(|(_, m)| m.mapped) {
+            if fits(mapping.mapped, len) {
+                return Some(self.take_kept(i));
+            }
+            self.kept[i] = Mapping { at: mapping.at + len, len: 0, mapped: mapping.mapped - len };
+            return Some(Mapping { mapped: len, ..mapping });
+        }
+        let near = aligned.filter(|(_, m)| grow && m.mapped >= len / 2);
+        let (i, _) = near.max_by_key(|(_, m)| m.mapped)?;
+        Some(self.take_kept(i))
     }
 }
 
@@ -150,6 +187,7 @@ impl Huge {
                     capacity: 0,
                     count: 0,
                     kept: [NOTHING; KEPT],
+                    keeps: 0,
                 }),
                 bytes: AtomicUsize::new(0),
             }
@@ -161,20 +199,23 @@ impl Huge {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// A block of `len` bytes (whole pages) at a multiple of `align`; and whether it is known to be zero.
+    /// A block of `len` bytes (whole pages) at a multiple of `align`; and whether it is known to be zero. Fresh memory is
+    /// backed by `huge_pages` if that is asked for.
     pub(crate) fn alloc<O: Os>(
         &self,
         (len, align): (usize, usize),
-        zero: bool,
+        (zero, huge_pages): (bool, bool),
         meta: &Meta,
         source: &PageSource<O>,
     ) -> Option<(NonNull<u8>, bool)> {
         if !self.reserve(meta, source) {
             return None;
         }
-        if !zero && let Some(at) = self.reuse(len, align, source) {
+        // To clear it takes less time than page faults do, but not what would have to be faulted in first.
+        if let Some(at) = self.reuse(len, align, !zero, source) {
             return Some((at, false));
         }
+        let align = if huge_pages { align.max(HUGE_PAGE) } else { align };
         if !source.commit(len) {
             self.forgo();
             return None;
@@ -184,6 +225,10 @@ impl Huge {
             self.forgo();
             return None;
         };
+        if huge_pages {
+            // SAFETY: mapped above.
+            unsafe { source.advise_huge(at, len) };
+        }
         self.enlist(Mapping { at: at.as_ptr() as usize, len, mapped: len });
         at.as_ptr().expose_provenance();
         Some((at, true))
@@ -205,24 +250,31 @@ impl Huge {
         kept
     }
 
-    /// Takes the kept mapping that is nearest in size, if it is half as large at least, and makes it fit: what is in use
-    /// of it already needs no page fault.
+    /// Takes the mapping out that has been kept for longest.
+    fn oldest<O: Os>(&self, source: &PageSource<O>) -> Option<Mapping> {
+        let mut table = self.table.lock();
+        (table.keeps > 0).then(|| {
+            let mapping = table.take_kept(0);
+            source.retain(0, mapping.mapped);
+            mapping
+        })
+    }
+
+    /// Makes a block of what is kept, if that is large enough, or to `grow` it.
     fn reuse<O: Os>(
         &self,
         len: usize,
         align: usize,
+        grow: bool,
         source: &PageSource<O>,
     ) -> Option<NonNull<u8>> {
         let mut table = self.table.lock();
-        let near =
-            |m: &&mut Mapping| m.at != 0 && m.at.is_multiple_of(align) && m.mapped >= len / 2;
-        let best = table.kept.iter_mut().filter(near).min_by_key(|m| m.mapped.abs_diff(len))?;
-        let mapping = core::mem::replace(best, NOTHING);
+        let mapping = table.take_near(len, align, grow)?;
         source.retain(0, mapping.mapped);
         drop(table);
         let mut at = NonNull::new(ptr::with_exposed_provenance_mut(mapping.at))?;
         let mut mapped = mapping.mapped;
-        if !fits(mapped, len) {
+        if mapped < len {
             // SAFETY: a kept mapping is nobody's.
             let Some(to) = (unsafe { source.remap(at, (mapped, len), align) }) else {
                 self.unmap(mapping, source);
@@ -288,8 +340,15 @@ impl Huge {
     ) -> Result<(), Fault> {
         let mapping = self.delist(at, len)?;
         self.forgo();
-        if mapping.mapped > keep || !self.keep(mapping, source) {
+        if mapping.mapped > keep {
             self.unmap(mapping, source);
+        } else if !self.keep(mapping, source) {
+            if let Some(oldest) = self.oldest(source) {
+                self.unmap(oldest, source);
+            }
+            if !self.keep(mapping, source) {
+                self.unmap(mapping, source);
+            }
         }
         Ok(())
     }
@@ -320,7 +379,7 @@ impl Huge {
         &self,
         at: *mut u8,
         (old, new): (usize, usize),
-        align: usize,
+        (align, huge_pages): (usize, bool),
         source: &PageSource<O>,
     ) -> Result<Option<NonNull<u8>>, Fault> {
         let mapping = self.delist(at, old)?;
@@ -328,34 +387,33 @@ impl Huge {
             self.enlist(Mapping { len: new, ..mapping });
             return Ok(NonNull::new(at));
         }
+        let to_align = if huge_pages { align.max(HUGE_PAGE) } else { align };
         let moved = NonNull::new(at).and_then(|at| {
             // SAFETY: the mapping is the caller's block, which is the caller's no more once it has moved.
-            unsafe { source.remap(at, (mapping.mapped, new), align) }
+            unsafe { source.remap(at, (mapping.mapped, new), to_align) }
         });
         let Some(to) = moved else {
             self.enlist(mapping);
             return Ok(None);
         };
+        if huge_pages && new > mapping.mapped {
+            // SAFETY: mapped, and the block's.
+            unsafe { source.advise_huge(to, new) };
+        }
         to.as_ptr().expose_provenance();
         self.enlist(Mapping { at: to.as_ptr() as usize, len: new, mapped: new });
         debug_assert!((to.as_ptr() as usize).is_multiple_of(align));
         Ok(Some(to))
     }
 
-    /// Unmaps kept mappings, the largest first, until at most `target` bytes are retained by everyone.
+    /// Unmaps kept mappings, the oldest first, until at most `target` bytes are retained by everyone.
     pub(crate) fn purge<O: Os>(&self, target: usize, source: &PageSource<O>) {
+        // What can't be unmapped is kept again, so there is a bound.
         for _ in 0..KEPT {
             if source.retained() <= target {
                 return;
             }
-            let mut table = self.table.lock();
-            let Some(largest) = table.kept.iter_mut().max_by_key(|m| m.mapped) else { return };
-            let mapping = core::mem::replace(largest, NOTHING);
-            if mapping.at == 0 {
-                return;
-            }
-            source.retain(0, mapping.mapped);
-            drop(table);
+            let Some(mapping) = self.oldest(source) else { return };
             self.unmap(mapping, source);
         }
     }

@@ -17,6 +17,7 @@
 use crate::chunk::{CHUNK_GRANULES, Chunk, Run};
 use crate::class::{GRANULE, GRANULE_SHIFT};
 use crate::fault::Misuse;
+use crate::huge::HUGE_PAGE;
 use crate::scan::at_least_u16;
 use crate::shard::Place;
 use core::ptr::NonNull;
@@ -31,8 +32,6 @@ pub(crate) const SEGMENT_GRANULES: usize = SEGMENT / GRANULE;
 pub(crate) const CHUNKS: usize = SEGMENT_GRANULES / CHUNK_GRANULES;
 /// Bytes of a chunk.
 const CHUNK: usize = CHUNK_GRANULES * GRANULE;
-/// Bytes of a huge page.
-const HUGE_PAGE: usize = 2 << 20;
 /// The smallest OS page, for which the page maps are made; larger pages use a part of them.
 const MIN_PAGE: usize = 4096;
 const PAGE_WORDS: usize = SEGMENT / MIN_PAGE / 64;

@@ -53,9 +53,8 @@ impl Model {
     /// Whether there was memory.
     fn alloc(&mut self, pages: usize, align: usize, zero: bool) -> bool {
         let len = pages * self.source.page_size();
-        let found = self.huge.alloc((len, align), zero, &self.meta, &self.source);
+        let found = self.huge.alloc((len, align), (zero, false), &self.meta, &self.source);
         let Some((at, clean)) = found else { return false };
-        assert!(clean || !zero, "what must be zero comes from the kernel");
         assert!(!clean || is_zero(at.as_ptr(), len));
         self.put(at, len, align);
         true
@@ -71,7 +70,7 @@ impl Model {
     fn resize(&mut self, i: usize, pages: usize) -> bool {
         let Block { at, len, align, stamp } = self.blocks[i];
         let new = pages * self.source.page_size();
-        match self.huge.resize(at, (len, new), align, &self.source) {
+        match self.huge.resize(at, (len, new), (align, false), &self.source) {
             Ok(Some(to)) => {
                 check_marks(to.as_ptr(), len, stamp, len.min(new));
                 self.blocks.swap_remove(i);
@@ -103,7 +102,7 @@ impl Model {
 
     fn fault(&self, at: *mut u8, len: usize) -> Option<Misuse> {
         let freed = self.huge.free(at, len, self.keep, &self.source);
-        let resized = self.huge.resize(at, (len, 2 * len), 4096, &self.source);
+        let resized = self.huge.resize(at, (len, 2 * len), (4096, false), &self.source);
         let (freed, resized) = (freed.err()?, resized.err()?);
         assert_eq!(freed, resized);
         assert_eq!((freed.address, freed.size), (at as usize, len));
@@ -169,6 +168,7 @@ fn the_table_finds_every_entry_after_any_removal() {
         capacity: entries.len(),
         count: 0,
         kept: [NOTHING; KEPT],
+        keeps: 0,
     };
     let mut inside = Vec::new();
     for _ in 0..steps(300_000) {
@@ -205,24 +205,63 @@ fn every_promised_place_is_there() {
 }
 
 #[rstest]
-#[case::the_same(8, 8, true)]
-#[case::a_little_smaller(8, 7, true)]
-#[case::larger_than_half_of_it(4, 8, true)]
-#[case::too_large(4, 9, false)]
+#[case::the_same(8, 8, 0, 0)]
+#[case::a_little_smaller(18, 16, 0, 0)]
+#[case::a_part_of_it(18, 15, 3, 3)]
+#[case::less_than_half_of_it(8, 3, 5, 5)]
+#[case::larger_than_half_of_it(4, 8, 0, 4)]
+#[case::too_large(4, 9, 4, 4)]
 fn a_kept_mapping_serves_what_is_near(
     #[case] kept: usize,
     #[case] wanted: usize,
-    #[case] reused: bool,
+    #[case] left: usize,
+    #[case] left_of_zeros: usize,
+    #[values(false, true)] zero: bool,
 ) {
     let mut model = Model::new(4096, 1 << 20);
     assert!(model.alloc(kept, 4096, false));
     model.free(0);
     assert_eq!(model.source.retained(), kept * 4096);
-    assert!(model.alloc(1, 4096, true));
-    assert_eq!(model.source.retained(), kept * 4096, "it isn't zero");
-    assert!(model.alloc(wanted, 4096, false));
-    assert_eq!(model.source.retained() == 0, reused);
+    assert!(model.alloc(wanted, 4096, zero));
+    let left = if zero { left_of_zeros } else { left };
+    assert_eq!(model.source.retained(), left * 4096);
     model.check();
+    model.finish();
+}
+
+#[test]
+fn of_several_the_smallest_that_is_large_enough_is_taken() {
+    let mut model = Model::new(4096, 1 << 20);
+    for pages in [40, 10, 20, 30] {
+        assert!(model.alloc(pages, 4096, false));
+    }
+    let at = |model: &Model, i: usize| model.blocks[i].at;
+    let (ten, twenty) = (at(&model, 1), at(&model, 2));
+    (0..4).for_each(|_| model.free(0));
+    for (pages, expected) in [(20, twenty), (9, ten)] {
+        assert!(model.alloc(pages, 4096, false));
+        let last = model.blocks.len() - 1;
+        assert_eq!(at(&model, last), expected);
+        model.check();
+    }
+    model.finish();
+}
+
+#[test]
+fn when_all_places_are_taken_the_oldest_goes() {
+    let mut model = Model::new(4096, 1 << 20);
+    (0..KEPT + 5).for_each(|i| assert!(model.alloc(4 + i % 3, 4096, false)));
+    let first = model.blocks[0].at;
+    while !model.blocks.is_empty() {
+        let sum = model.blocks.len();
+        model.blocks.rotate_left(1);
+        model.free(sum - 1);
+        model.check();
+    }
+    let (_, kept) = model.huge.mapped();
+    assert_eq!(model.huge.table.lock().keeps, KEPT);
+    assert_eq!(model.source.retained(), kept);
+    assert_eq!(model.fault(first, 4 * 4096), Some(Misuse::Foreign), "it is unmapped");
     model.finish();
 }
 
