@@ -77,17 +77,17 @@ impl NearHeap {
     fn alloc_cold(&self, layout: Layout) -> *mut u8 {
         // A thread's first operation finds its slot empty, so this isn't asked again for the new cache.
         // SAFETY: the cache is this thread's.
-        unsafe { HEAP.alloc(self.cache(), layout, false) }.0
+        unsafe { HEAP.alloc(self.cache(), layout) }.0
     }
 
     #[cold]
     #[inline(never)]
     fn alloc_zeroed_cold(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the cache is this thread's.
-        let (block, zero) = unsafe { HEAP.alloc(self.cache(), layout, true) };
-        if !block.is_null() && !zero {
+        let (block, dirty) = unsafe { HEAP.alloc(self.cache(), layout) };
+        if !block.is_null() {
             // SAFETY: a block of at least the layout's size, which is nobody else's.
-            unsafe { ptr::write_bytes(block, 0, layout.size()) };
+            unsafe { ptr::write_bytes(block, 0, dirty.min(layout.size())) };
         }
         block
     }

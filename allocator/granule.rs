@@ -181,8 +181,8 @@ impl<O: Os> Granules<O> {
         })
     }
 
-    /// Takes one span, and whether it is known to be zero.
-    pub(crate) fn take_span(&self, slot: Slot, home: usize) -> Result<(*mut u8, bool), Refusal> {
+    /// Takes one span, and the bytes from its beginning on that may be other than zero.
+    pub(crate) fn take_span(&self, slot: Slot, home: usize) -> Result<(*mut u8, usize), Refusal> {
         let shape = self.shape(slot);
         self.search(home, |shard, tally| {
             let span = shard.take_span(shape, &self.source, tally);

@@ -101,9 +101,9 @@ impl Knobs {
     }
 }
 
-/// A block, and whether it is known to be zero; or null.
-pub(crate) type Found = (*mut u8, bool);
-const NOTHING: Found = (ptr::null_mut(), false);
+/// A block, and how many bytes from its beginning on may be other than zero; or null.
+pub(crate) type Found = (*mut u8, usize);
+const NOTHING: Found = (ptr::null_mut(), 0);
 
 impl<O: Os> Heap<O> {
     const_unless_loom! {
@@ -137,15 +137,15 @@ impl<O: Os> Heap<O> {
     ///
     /// # Safety
     /// `cache` is the calling thread's.
-    pub(crate) unsafe fn alloc(&self, cache: Option<&Cache>, layout: Layout, zero: bool) -> Found {
+    pub(crate) unsafe fn alloc(&self, cache: Option<&Cache>, layout: Layout) -> Found {
         let found = match Slot::of(layout.size(), layout.align()) {
             Some(slot) if slot.is_cached() => match cache {
                 // SAFETY: the caller's promise.
-                Some(cache) => (unsafe { self.refill(cache, slot) }, false),
-                None => (self.alloc_loose(slot), false),
+                Some(cache) => (unsafe { self.refill(cache, slot) }, usize::MAX),
+                None => (self.alloc_loose(slot), usize::MAX),
             },
             Some(slot) => self.alloc_span(cache, slot),
-            None => self.alloc_huge(cache, layout, zero),
+            None => self.alloc_huge(cache, layout),
         };
         if self.granules.source.take_crossing() {
             // SAFETY: the caller's promise.
@@ -384,16 +384,17 @@ impl<O: Os> Heap<O> {
         len >= HUGE_PAGE && from != usize::MAX && self.live().saturating_add(4 * len) >= from
     }
 
-    fn alloc_huge(&self, cache: Option<&Cache>, layout: Layout, zero: bool) -> Found {
+    fn alloc_huge(&self, cache: Option<&Cache>, layout: Layout) -> Found {
         let possible = |_: &usize| layout.align() < ADDRESSES;
         let Some(len) = self.huge_len(layout.size()).filter(possible) else { return NOTHING };
-        let (shape, how) = ((len, layout.align()), (zero, self.wants_huge_pages(len)));
+        let (shape, huge_pages) = ((len, layout.align()), self.wants_huge_pages(len));
         let Granules { meta, source, .. } = &self.granules;
-        let found =
-            self.insist(cache, || self.huge.alloc(shape, how, meta, source).ok_or(Refusal::Kernel));
-        let Some((block, clean)) = found else { return NOTHING };
+        let found = self.insist(cache, || {
+            self.huge.alloc(shape, huge_pages, meta, source).ok_or(Refusal::Kernel)
+        });
+        let Some((block, dirty)) = found else { return NOTHING };
         self.count_huge(cache, true, len);
-        (block.as_ptr(), clean)
+        (block.as_ptr(), dirty)
     }
 
     fn free_huge(

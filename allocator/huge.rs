@@ -31,9 +31,11 @@ struct Mapping {
     at: usize,
     len: usize,
     mapped: usize,
+    /// The number of the kernel's mapping that it is a part of: what the kernel has in one piece can be moved in one.
+    origin: usize,
 }
 
-const NOTHING: Mapping = Mapping { at: 0, len: 0, mapped: 0 };
+const NOTHING: Mapping = Mapping { at: 0, len: 0, mapped: 0, origin: 0 };
 
 /// An open-addressing table in metadata memory, at most half full.
 #[derive(Debug)]
@@ -56,6 +58,8 @@ pub(crate) struct Huge {
     table: Lock<Table>,
     /// Bytes of live blocks.
     bytes: AtomicUsize,
+    /// Mappings there have been.
+    origins: AtomicUsize,
 }
 
 /// Whether a mapping is large enough for a block and at most an eighth too large.
@@ -143,7 +147,19 @@ impl Table {
         &self.kept[..self.keeps.min(KEPT)]
     }
 
-    fn keep(&mut self, mapping: Mapping) -> bool {
+    /// Keeps a free mapping, joined with what is kept of the same origin right before and behind it. `false`: there is no
+    /// place for it.
+    fn keep(&mut self, mut mapping: Mapping) -> bool {
+        for _ in 0..2 {
+            let joins = |m: &Mapping| {
+                m.origin == mapping.origin
+                    && (m.at + m.mapped == mapping.at || mapping.at + mapping.mapped == m.at)
+            };
+            let Some(i) = self.kept().iter().position(joins) else { break };
+            let other = self.take_kept(i);
+            mapping.at = mapping.at.min(other.at);
+            mapping.mapped += other.mapped;
+        }
         let Some(place) = self.kept.get_mut(self.keeps) else { return false };
         *place = mapping;
         self.keeps += 1;
@@ -159,9 +175,8 @@ impl Table {
         mapping
     }
 
-    /// Takes `len` bytes of the smallest kept mapping that has them, or, to `grow` it, the largest there is that has half
-    /// of them.
-    fn take_near(&mut self, len: usize, align: usize, grow: bool) -> Option<Mapping> {
+    /// Takes `len` bytes of the smallest kept mapping that has them, or the largest there is if it has half of them.
+    fn take_near(&mut self, len: usize, align: usize) -> Option<Mapping> {
         let kept = self.kept().iter().enumerate();
         let aligned = kept.filter(|(_, m)| m.at.is_multiple_of(align));
         let larger = aligned.clone().filter(|(_, m)| m.mapped >= len);
@@ -169,10 +184,11 @@ impl Table {
             if fits(mapping.mapped, len) {
                 return Some(self.take_kept(i));
             }
-            self.kept[i] = Mapping { at: mapping.at + len, len: 0, mapped: mapping.mapped - len };
+            let rest = Mapping { at: mapping.at + len, mapped: mapping.mapped - len, ..mapping };
+            self.kept[i] = rest;
             return Some(Mapping { mapped: len, ..mapping });
         }
-        let near = aligned.filter(|(_, m)| grow && m.mapped >= len / 2);
+        let near = aligned.filter(|(_, m)| m.mapped >= len / 2);
         let (i, _) = near.max_by_key(|(_, m)| m.mapped)?;
         Some(self.take_kept(i))
     }
@@ -190,6 +206,7 @@ impl Huge {
                     keeps: 0,
                 }),
                 bytes: AtomicUsize::new(0),
+                origins: AtomicUsize::new(0),
             }
         }
     }
@@ -199,21 +216,20 @@ impl Huge {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// A block of `len` bytes (whole pages) at a multiple of `align`; and whether it is known to be zero. Fresh memory is
-    /// backed by `huge_pages` if that is asked for.
+    /// A block of `len` bytes (whole pages) at a multiple of `align`; and how many from its beginning on may be other than
+    /// zero. Fresh memory is backed by `huge_pages` if that is asked for.
     pub(crate) fn alloc<O: Os>(
         &self,
         (len, align): (usize, usize),
-        (zero, huge_pages): (bool, bool),
+        huge_pages: bool,
         meta: &Meta,
         source: &PageSource<O>,
-    ) -> Option<(NonNull<u8>, bool)> {
+    ) -> Option<(NonNull<u8>, usize)> {
         if !self.reserve(meta, source) {
             return None;
         }
-        // To clear it takes less time than page faults do, but not what would have to be faulted in first.
-        if let Some(at) = self.reuse(len, align, !zero, source) {
-            return Some((at, false));
+        if let Some(reused) = self.reuse(len, align, source) {
+            return Some(reused);
         }
         let align = if huge_pages { align.max(HUGE_PAGE) } else { align };
         if !source.commit(len) {
@@ -229,9 +245,15 @@ impl Huge {
             // SAFETY: mapped above.
             unsafe { source.advise_huge(at, len) };
         }
-        self.enlist(Mapping { at: at.as_ptr() as usize, len, mapped: len });
+        let origin = self.origin();
+        self.enlist(Mapping { at: at.as_ptr() as usize, len, mapped: len, origin });
         at.as_ptr().expose_provenance();
-        Some((at, true))
+        Some((at, 0))
+    }
+
+    /// A number for what the kernel has just made or moved.
+    fn origin(&self) -> usize {
+        self.origins.fetch_add(1, Ordering::Relaxed)
     }
 
     fn enlist(&self, mapping: Mapping) {
@@ -260,31 +282,31 @@ impl Huge {
         })
     }
 
-    /// Makes a block of what is kept, if that is large enough, or to `grow` it.
+    /// Makes a block of what is kept, and says how many bytes of it were: to clear them takes less time than faults would.
     fn reuse<O: Os>(
         &self,
         len: usize,
         align: usize,
-        grow: bool,
         source: &PageSource<O>,
-    ) -> Option<NonNull<u8>> {
+    ) -> Option<(NonNull<u8>, usize)> {
         let mut table = self.table.lock();
-        let mapping = table.take_near(len, align, grow)?;
+        let mapping = table.take_near(len, align)?;
         source.retain(0, mapping.mapped);
         drop(table);
         let mut at = NonNull::new(ptr::with_exposed_provenance_mut(mapping.at))?;
-        let mut mapped = mapping.mapped;
-        if mapped < len {
+        let dirty = mapping.mapped;
+        if dirty < len {
             // SAFETY: a kept mapping is nobody's.
-            let Some(to) = (unsafe { source.remap(at, (mapped, len), align) }) else {
+            let Some(to) = (unsafe { source.remap(at, (dirty, len), align) }) else {
                 self.unmap(mapping, source);
                 return None;
             };
             to.as_ptr().expose_provenance();
-            (at, mapped) = (to, len);
+            at = to;
         }
-        self.enlist(Mapping { at: at.as_ptr() as usize, len, mapped });
-        Some(at)
+        let origin = if dirty < len { self.origin() } else { mapping.origin };
+        self.enlist(Mapping { at: at.as_ptr() as usize, len, mapped: dirty.max(len), origin });
+        Some((at, dirty))
     }
 
     /// Makes room in the table for one entry more.
@@ -401,7 +423,8 @@ impl Huge {
             unsafe { source.advise_huge(to, new) };
         }
         to.as_ptr().expose_provenance();
-        self.enlist(Mapping { at: to.as_ptr() as usize, len: new, mapped: new });
+        let origin = self.origin();
+        self.enlist(Mapping { at: to.as_ptr() as usize, len: new, mapped: new, origin });
         debug_assert!((to.as_ptr() as usize).is_multiple_of(align));
         Ok(Some(to))
     }

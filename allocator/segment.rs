@@ -279,13 +279,13 @@ impl Segment {
     }
 
     /// Carves one span of `k` granules from the first run of wholly free pages that holds it at a multiple of `align`
-    /// granules; and whether it is known to be zero. `Err`: a bound in pages that every run of this segment keeps.
+    /// granules; and the bytes from its beginning on that may be other than zero. `Err`: a bound in pages that every run of this segment keeps.
     pub(crate) fn carve_span<O: Os>(
         &mut self,
         (k, align): (usize, usize),
         source: &PageSource<O>,
         tally: &mut Tally,
-    ) -> Result<(*mut u8, bool), usize> {
+    ) -> Result<(*mut u8, usize), usize> {
         let shift = u32::from(self.page_shift) - GRANULE_SHIFT;
         let (need, align) = (k.div_ceil(1 << shift), (align >> shift).max(1));
         let (mut from, mut longest) = (0, 0);
@@ -293,12 +293,13 @@ impl Segment {
             let first = at.next_multiple_of(align);
             if first + need <= at + len {
                 let g = first << shift;
-                let zero = !(first..first + need).any(|p| self.dirty.has(p));
+                let dirty = (first..first + need).rev().find(|&p| self.dirty.has(p));
+                let dirty = dirty.map_or(0, |p| (p + 1 - first) << self.page_shift);
                 if !self.take_run(g, k, source, tally) {
                     return Err(usize::MAX);
                 }
                 self.chunk(g / CHUNK_GRANULES).set_start(g % CHUNK_GRANULES);
-                return Ok((self.address(g), zero));
+                return Ok((self.address(g), dirty));
             }
             longest = longest.max(len);
             from = at + len;

@@ -135,13 +135,14 @@ impl Shard {
         got
     }
 
-    /// Takes one span of `k` granules at a multiple of `align` granules, and whether it is known to be zero.
+    /// Takes one span of `k` granules at a multiple of `align` granules, and the bytes from its beginning on that may be
+    /// other than zero.
     pub(crate) fn take_span<O: Os>(
         &mut self,
         shape: (usize, usize),
         source: &PageSource<O>,
         tally: &mut Tally,
-    ) -> Option<(*mut u8, bool)> {
+    ) -> Option<(*mut u8, usize)> {
         debug_assert!(shape.0 * GRANULE <= SPAN_MAX);
         let pages = (shape.0 * GRANULE).div_ceil(source.page_size()) as u16;
         self.find_group(|group| {

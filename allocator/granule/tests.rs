@@ -107,11 +107,12 @@ impl Model {
 
     fn take_span(&mut self, slot: Slot, home: usize) -> *mut u8 {
         let segments = self.segments();
-        let (span, zero) = self.granules().take_span(slot, home).expect("memory");
+        let (span, dirty) = self.granules().take_span(slot, home).expect("memory");
         if self.segments() > segments {
             self.nothing_else_fits(slot, span);
         }
-        assert!(!zero || is_zero(span, self.size(slot)), "{slot:?} is zero");
+        let clean = self.size(slot).saturating_sub(dirty);
+        assert!(is_zero(span.wrapping_add(dirty), clean), "{slot:?} is zero");
         self.came(slot, span);
         span
     }

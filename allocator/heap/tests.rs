@@ -102,18 +102,19 @@ impl Program {
         Slot::of(layout.size(), layout.align()).filter(|slot| slot.is_cached())
     }
 
-    fn raw_alloc(&self, who: usize, layout: Layout, zero: bool) -> *mut u8 {
+    fn raw_alloc(&self, who: usize, layout: Layout) -> *mut u8 {
         let popped = Self::cached_slot(layout)
             // SAFETY: one thread plays all of them.
             .and_then(|slot| self.cache(who).and_then(|cache| unsafe { cache.pop(slot) }));
-        let (block, known_zero) = match popped {
-            Some(block) => (block.as_ptr(), false),
+        let (block, dirty) = match popped {
+            Some(block) => (block.as_ptr(), usize::MAX),
             // SAFETY: as above; the fast path found nothing.
-            None => unsafe { self.heap.alloc(self.cache(who), layout, zero) },
+            None => unsafe { self.heap.alloc(self.cache(who), layout) },
         };
         if !block.is_null() {
             assert_eq!(block as usize % layout.align(), 0, "{layout:?} at {block:?}");
-            assert!(!known_zero || is_zero(block, layout.size()), "{layout:?} is zero");
+            let clean = layout.size().saturating_sub(dirty);
+            assert!(is_zero(block.wrapping_add(dirty.min(layout.size())), clean), "{layout:?}");
         }
         block
     }
@@ -135,8 +136,8 @@ impl Program {
     }
 
     /// Whether there was memory.
-    fn alloc(&mut self, who: usize, layout: Layout, zero: bool) -> bool {
-        let at = self.raw_alloc(who, layout, zero);
+    fn alloc(&mut self, who: usize, layout: Layout) -> bool {
+        let at = self.raw_alloc(who, layout);
         if at.is_null() {
             self.nulls += 1;
             return false;
@@ -162,7 +163,7 @@ impl Program {
         let resized = unsafe { self.heap.resize(self.cache(who), at, layout, size) };
         let mut to = resized.expect("a block");
         if to.is_null() {
-            to = self.raw_alloc(who, new, false);
+            to = self.raw_alloc(who, new);
             if to.is_null() {
                 self.nulls += 1;
                 check_marks(at, old, stamp, old);

@@ -51,11 +51,11 @@ impl Model {
     }
 
     /// Whether there was memory.
-    fn alloc(&mut self, pages: usize, align: usize, zero: bool) -> bool {
+    fn alloc(&mut self, pages: usize, align: usize) -> bool {
         let len = pages * self.source.page_size();
-        let found = self.huge.alloc((len, align), (zero, false), &self.meta, &self.source);
-        let Some((at, clean)) = found else { return false };
-        assert!(!clean || is_zero(at.as_ptr(), len));
+        let found = self.huge.alloc((len, align), false, &self.meta, &self.source);
+        let Some((at, dirty)) = found else { return false };
+        assert!(dirty >= len || is_zero(at.as_ptr().wrapping_add(dirty), len - dirty));
         self.put(at, len, align);
         true
     }
@@ -135,7 +135,7 @@ fn thousands_of_blocks(#[case] page: usize, #[case] keep: usize, #[case] seed: u
         match numbers.under(if filling { 8 } else { 20 }) {
             0..=4 => {
                 let align = page << if numbers.once_in(8) { numbers.under(6) } else { 0 };
-                assert!(model.alloc(numbers.sized(4), align, numbers.once_in(4)));
+                assert!(model.alloc(numbers.sized(4), align));
             }
             5 if live > 0 => {
                 assert!(model.resize(numbers.under(live), numbers.sized(5)));
@@ -180,7 +180,7 @@ fn the_table_finds_every_entry_after_any_removal() {
             }
             None if inside.len() < 8 => {
                 inside.push(at);
-                table.insert(Mapping { at, len: at, mapped: at });
+                table.insert(Mapping { at, len: at, mapped: at, origin: 0 });
             }
             _ => table.remove(4096 * 1000),
         }
@@ -205,25 +205,22 @@ fn every_promised_place_is_there() {
 }
 
 #[rstest]
-#[case::the_same(8, 8, 0, 0)]
-#[case::a_little_smaller(18, 16, 0, 0)]
-#[case::a_part_of_it(18, 15, 3, 3)]
-#[case::less_than_half_of_it(8, 3, 5, 5)]
-#[case::larger_than_half_of_it(4, 8, 0, 4)]
-#[case::too_large(4, 9, 4, 4)]
+#[case::the_same(8, 8, 0)]
+#[case::a_little_smaller(18, 16, 0)]
+#[case::a_part_of_it(18, 15, 3)]
+#[case::less_than_half_of_it(8, 3, 5)]
+#[case::larger_than_half_of_it(4, 8, 0)]
+#[case::too_large(4, 9, 4)]
 fn a_kept_mapping_serves_what_is_near(
     #[case] kept: usize,
     #[case] wanted: usize,
     #[case] left: usize,
-    #[case] left_of_zeros: usize,
-    #[values(false, true)] zero: bool,
 ) {
     let mut model = Model::new(4096, 1 << 20);
-    assert!(model.alloc(kept, 4096, false));
+    assert!(model.alloc(kept, 4096));
     model.free(0);
     assert_eq!(model.source.retained(), kept * 4096);
-    assert!(model.alloc(wanted, 4096, zero));
-    let left = if zero { left_of_zeros } else { left };
+    assert!(model.alloc(wanted, 4096));
     assert_eq!(model.source.retained(), left * 4096);
     model.check();
     model.finish();
@@ -233,13 +230,13 @@ fn a_kept_mapping_serves_what_is_near(
 fn of_several_the_smallest_that_is_large_enough_is_taken() {
     let mut model = Model::new(4096, 1 << 20);
     for pages in [40, 10, 20, 30] {
-        assert!(model.alloc(pages, 4096, false));
+        assert!(model.alloc(pages, 4096));
     }
     let at = |model: &Model, i: usize| model.blocks[i].at;
     let (ten, twenty) = (at(&model, 1), at(&model, 2));
     (0..4).for_each(|_| model.free(0));
     for (pages, expected) in [(20, twenty), (9, ten)] {
-        assert!(model.alloc(pages, 4096, false));
+        assert!(model.alloc(pages, 4096));
         let last = model.blocks.len() - 1;
         assert_eq!(at(&model, last), expected);
         model.check();
@@ -250,7 +247,7 @@ fn of_several_the_smallest_that_is_large_enough_is_taken() {
 #[test]
 fn when_all_places_are_taken_the_oldest_goes() {
     let mut model = Model::new(4096, 1 << 20);
-    (0..KEPT + 5).for_each(|i| assert!(model.alloc(4 + i % 3, 4096, false)));
+    (0..KEPT + 5).for_each(|i| assert!(model.alloc(4 + i % 3, 4096)));
     let first = model.blocks[0].at;
     while !model.blocks.is_empty() {
         let sum = model.blocks.len();
@@ -268,10 +265,10 @@ fn when_all_places_are_taken_the_oldest_goes() {
 #[test]
 fn a_kept_mapping_has_the_alignment_that_is_asked_for() {
     let mut model = Model::new(4096, 1 << 20);
-    (0..16).for_each(|_| assert!(model.alloc(4, 4096, false)));
+    (0..16).for_each(|_| assert!(model.alloc(4, 4096)));
     (0..16).for_each(|_| model.free(0));
     for align in [8192, 1 << 20, 1 << 26] {
-        assert!(model.alloc(4, align, false));
+        assert!(model.alloc(4, align));
         let i = model.blocks.len() - 1;
         assert!(model.resize(i, 40), "aligned where it moves to as well");
         model.check();
@@ -282,7 +279,7 @@ fn a_kept_mapping_has_the_alignment_that_is_asked_for() {
 #[test]
 fn misuse_has_a_name() {
     let mut model = Model::new(4096, 64 << 10);
-    assert!(model.alloc(40, 4096, false) && model.alloc(4, 4096, false));
+    assert!(model.alloc(40, 4096) && model.alloc(4, 4096));
     let (large, small) = (model.blocks[0].at, model.blocks[1].at);
     assert_eq!(model.fault(large, 39 * 4096), Some(Misuse::WrongLayout));
     assert_eq!(model.fault(large, 0), Some(Misuse::WrongLayout));
@@ -304,9 +301,9 @@ fn a_table_that_can_not_grow_refuses_blocks_and_loses_none() {
     for _ in 0..1000 {
         // The first call of an allocation is the table's, where that is full.
         model.source.os().fail_at(1);
-        refusals += usize::from(!model.alloc(1, 4096, true));
+        refusals += usize::from(!model.alloc(1, 4096));
         model.source.os().fail_at(0);
-        assert!(model.alloc(1, 4096, true));
+        assert!(model.alloc(1, 4096));
         model.check();
     }
     assert_eq!(refusals, 1000);
@@ -317,7 +314,7 @@ fn a_table_that_can_not_grow_refuses_blocks_and_loses_none() {
 fn a_refused_unmapping_is_tried_again() {
     for all in [false, true] {
         let mut model = Model::new(4096, 0);
-        (0..12).for_each(|_| assert!(model.alloc(3, 4096, false)));
+        (0..12).for_each(|_| assert!(model.alloc(3, 4096)));
         for _ in 0..12 {
             model.source.os().fail_at(1);
             model.source.os().fail_all(all);
@@ -327,7 +324,7 @@ fn a_refused_unmapping_is_tried_again() {
         assert_eq!(model.source.retained(), 12 * 3 * 4096);
         model.source.os().fail_all(false);
         model.source.os().fail_at(0);
-        assert!(model.alloc(3, 4096, false), "and what couldn't go can be used");
+        assert!(model.alloc(3, 4096), "and what couldn't go can be used");
         assert_eq!(model.source.retained(), 11 * 3 * 4096);
         model.finish();
     }
@@ -336,7 +333,7 @@ fn a_refused_unmapping_is_tried_again() {
 #[test]
 fn what_is_left_behind_is_in_the_accounts() {
     let mut model = Model::new(4096, 0);
-    (0..KEPT + 4).for_each(|_| assert!(model.alloc(3, 4096, false)));
+    (0..KEPT + 4).for_each(|_| assert!(model.alloc(3, 4096)));
     for _ in 0..KEPT + 4 {
         // The unmapping is refused; the purge is not.
         model.source.os().fail_at(1);
@@ -354,7 +351,7 @@ fn what_is_left_behind_is_in_the_accounts() {
 fn a_block_that_can_not_move_is_as_it_was() {
     for align in [4096, 1 << 20] {
         let mut model = Model::new(4096, 0);
-        assert!(model.alloc(3, align, false));
+        assert!(model.alloc(3, align));
         for call in 1..=6 {
             model.source.os().fail_at(call);
             model.resize(0, 20 * call);
@@ -374,7 +371,7 @@ fn a_block_that_can_not_move_is_as_it_was() {
 #[test]
 fn a_block_that_lost_the_place_it_was_to_move_to_is_as_it_was() {
     let mut model = Model::new(4096, 0);
-    assert!(model.alloc(3, 1 << 20, false));
+    assert!(model.alloc(3, 1 << 20));
     let committed = model.source.committed();
     model.source.os().fail_late(true);
     for pages in [4, 40, 400] {

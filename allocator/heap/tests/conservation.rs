@@ -34,11 +34,10 @@ fn every_block_is_in_one_place(
             // Half of the traffic in a few sizes, so that caches and magazines fill.
             0..=4 => {
                 let size = 40 * (1 + numbers.under(4));
-                program.alloc(who, Layout::from_size_align(size, 8).expect("a layout"), false);
+                program.alloc(who, Layout::from_size_align(size, 8).expect("a layout"));
             }
             5..=8 => {
-                let zero = numbers.once_in(4);
-                program.alloc(who, any_layout(&mut numbers), zero);
+                program.alloc(who, any_layout(&mut numbers));
             }
             9 if live > 0 => {
                 let (i, size) = (numbers.under(live), any_layout(&mut numbers).size());
@@ -72,7 +71,7 @@ fn every_block_is_in_one_place(
 fn an_over_aligned_span_has_the_alignment_of_spans() {
     let mut program = Program::new(FakeOs::new());
     let layout = Layout::from_size_align(40 << 10, SPAN_ALIGN).expect("a layout");
-    assert!(program.alloc(0, layout, true));
+    assert!(program.alloc(0, layout));
     program.check();
     program.finish();
 }

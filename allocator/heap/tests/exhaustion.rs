@@ -45,8 +45,8 @@ impl Script {
                 program.realloc(who, pick % live, size);
             }
             7..=14 if live > 0 => program.free(who, pick % live),
-            kind => {
-                program.alloc(who, layout, kind % 2 == 0);
+            _ => {
+                program.alloc(who, layout);
             }
         }
         program.os().pass_ms(40);
@@ -66,7 +66,7 @@ impl Script {
             })
             .collect();
         for layout in half {
-            assert!(program.alloc(1, layout, false), "{layout:?} after it was freed");
+            assert!(program.alloc(1, layout), "{layout:?} after it was freed");
         }
         program.check();
         program.finish();
@@ -120,12 +120,12 @@ fn a_thread_that_got_no_memory_has_its_whole_budget_after() {
     program.os().fail_all(true);
     for size in (16..=1024).step_by(16) {
         for _ in 0..50 {
-            assert!(!program.alloc(0, Layout::from_size_align(size, 1).expect("a layout"), false));
+            assert!(!program.alloc(0, Layout::from_size_align(size, 1).expect("a layout")));
         }
     }
     program.os().fail_all(false);
     program.check();
-    assert!(program.alloc(0, Layout::new::<u64>(), false));
+    assert!(program.alloc(0, Layout::new::<u64>()));
     program.check();
     program.finish();
 }
@@ -138,12 +138,12 @@ fn a_heap_without_any_memory_says_so() {
     assert!(program.threads.is_empty());
     let mut numbers = Numbers::new(3);
     for n in 1..200 {
-        program.alloc(0, any_layout(&mut numbers), false);
+        program.alloc(0, any_layout(&mut numbers));
         assert_eq!(program.nulls, n + 1);
     }
     assert_eq!(program.os().mapped(), 0);
     program.os().fail_all(false);
-    assert!(program.alloc(0, Layout::new::<u64>(), false));
+    assert!(program.alloc(0, Layout::new::<u64>()));
     program.check();
     program.finish();
 }

@@ -15,7 +15,7 @@ fn program() -> Program {
     let mut program = Program::new(FakeOs::new());
     program.enroll();
     for size in [100, 3000, 40 << 10, 3 << 20] {
-        (0..2).for_each(|_| assert!(program.alloc(0, layout(size, 8), false)));
+        (0..2).for_each(|_| assert!(program.alloc(0, layout(size, 8))));
         program.free(0, program.blocks.len() - 1);
     }
     assert!(program.heap.granules.source.retained() > 3 << 20);
@@ -30,12 +30,10 @@ fn what_no_address_space_holds_is_refused_at_once() {
     let large = SIZES.iter().flat_map(|&size| [1, 64].map(|align| (size, align)));
     let aligned = ALIGNS.iter().flat_map(|&align| [1, 5000, 2 << 20].map(|size| (size, align)));
     for (size, align) in large.chain(aligned) {
-        for zero in [false, true] {
-            // With a cache, and without.
-            for who in [0, 1] {
-                assert!(!program.alloc(who, layout(size, align), zero), "{size} {align}");
-                refused += 1;
-            }
+        // With a cache, and without.
+        for who in [0, 1] {
+            assert!(!program.alloc(who, layout(size, align)), "{size} {align}");
+            refused += 1;
         }
     }
     for i in 0..program.blocks.len() {

@@ -23,7 +23,7 @@ fn over_the_hard_limit_is_null_and_half_of_it_is_served_again(
     program.enroll();
     while program.nulls < 20 {
         let who = numbers.under(2);
-        program.alloc(who, any_layout(&mut numbers), false);
+        program.alloc(who, any_layout(&mut numbers));
         if numbers.once_in(5) && !program.blocks.is_empty() {
             let i = numbers.under(program.blocks.len());
             let size = any_layout(&mut numbers).size();
@@ -42,7 +42,7 @@ fn over_the_hard_limit_is_null_and_half_of_it_is_served_again(
     let freed: usize = half.iter().map(|&layout| program.heap.usable(layout)).sum();
     let before = program.bytes();
     for layout in half {
-        program.alloc(0, layout, false);
+        program.alloc(0, layout);
     }
     // Not all of it: what comes first may take the place of something larger.
     let served = program.bytes() - before;
@@ -58,17 +58,17 @@ fn over_the_hard_limit_is_null_and_half_of_it_is_served_again(
 fn a_hard_limit_under_what_is_in_use_refuses_until_enough_is_freed() {
     let mut program = Program::new(FakeOs::new());
     program.enroll();
-    (0..8).for_each(|_| assert!(program.alloc(0, bytes(2 * MIB), false)));
+    (0..8).for_each(|_| assert!(program.alloc(0, bytes(2 * MIB))));
     program.heap.granules.source.set_limits(NO_LIMIT, 9 * MIB);
     for left in (4..8).rev() {
-        assert!(!program.alloc(0, bytes(2 * MIB), false), "{left} of them are left");
+        assert!(!program.alloc(0, bytes(2 * MIB)), "{left} of them are left");
         program.free(0, left);
         program.purge(0);
     }
-    assert!(!program.alloc(0, bytes(2 * MIB), false), "8 MiB and metadata");
+    assert!(!program.alloc(0, bytes(2 * MIB)), "8 MiB and metadata");
     program.free(0, 3);
     program.purge(0);
-    assert!(program.alloc(0, bytes(2 * MIB), false));
+    assert!(program.alloc(0, bytes(2 * MIB)));
     program.check();
     program.finish();
 }
@@ -87,7 +87,7 @@ fn told() {
     // SAFETY: without a cache.
     unsafe {
         heap.purge_all(None);
-        let (block, _) = heap.alloc(None, bytes(40 << 10), false);
+        let (block, _) = heap.alloc(None, bytes(40 << 10));
         assert_eq!(heap.free(None, block, bytes(40 << 10)), Ok(()));
     }
 }
@@ -99,15 +99,15 @@ fn the_soft_limit_is_told_once_a_crossing() {
     HEAP.set(&raw const *program.heap);
     program.heap.on_soft_limit.store(told as fn() as *mut (), Ordering::Release);
     program.heap.granules.source.set_limits(10 * MIB, NO_LIMIT);
-    (0..4).for_each(|_| assert!(program.alloc(0, bytes(2 * MIB), false)));
+    (0..4).for_each(|_| assert!(program.alloc(0, bytes(2 * MIB))));
     for round in 1..=3 {
-        assert!(program.alloc(0, bytes(3 * MIB / 2), false));
+        assert!(program.alloc(0, bytes(3 * MIB / 2)));
         assert_eq!(TOLD.get(), round - 1, "9.5 MiB and metadata");
-        assert!(program.alloc(0, bytes(3 * MIB / 2), false));
+        assert!(program.alloc(0, bytes(3 * MIB / 2)));
         assert_eq!(TOLD.get(), round, "crossed");
         program.free(0, 5);
         program.purge(0);
-        assert!(program.alloc(0, bytes(3 * MIB / 2), false));
+        assert!(program.alloc(0, bytes(3 * MIB / 2)));
         assert_eq!(TOLD.get(), round, "it had not fallen far enough for another crossing");
         (0..2).for_each(|_| program.free(0, 4));
         program.purge(0);
@@ -125,7 +125,7 @@ fn crossing_while_a_block_grows_is_told() {
     HEAP.set(&raw const *program.heap);
     program.heap.on_soft_limit.store(told as fn() as *mut (), Ordering::Release);
     program.heap.granules.source.set_limits(10 * MIB, NO_LIMIT);
-    assert!(program.alloc(0, bytes(5 * MIB), false));
+    assert!(program.alloc(0, bytes(5 * MIB)));
     assert!(program.realloc(0, 0, 12 * MIB));
     assert_eq!(TOLD.get(), 1);
     program.free(0, 0);
