@@ -129,16 +129,27 @@ impl Run {
     }
 
     fn wait(&self, child: &mut Child, began: Instant) -> Option<ExitStatus> {
-        while began.elapsed() < self.timeout {
-            if let Some(status) = child.try_wait().unwrap() {
-                return Some(status);
-            }
+        let mut ended = has_ended(child);
+        while !ended && began.elapsed() < self.timeout {
             thread::sleep(Duration::from_millis(2));
+            ended = has_ended(child);
         }
+        // Also those that it started and left behind: they would keep its pipes open.
         // SAFETY: a signal to the group that the child leads; it has not been waited for, so the number is still its own.
         unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
-        child.wait().unwrap();
-        None
+        let status = child.wait().unwrap();
+        ended.then_some(status)
+    }
+}
+
+/// Whether a process has ended, which nobody has waited for.
+fn has_ended(child: &Child) -> bool {
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: zeros are a valid `info`, and stay zeros where the process goes on.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        assert_eq!(libc::waitid(libc::P_PID, child.id(), &mut info, flags), 0);
+        info.si_pid() != 0
     }
 }
 

@@ -173,8 +173,6 @@ fn threads_come_and_go(rng: &mut Rng, _: &mut Vec<Block>) {
 
 /// Forks `times` while four threads do `work`.
 fn amid(work: fn(&mut Rng, &mut Vec<Block>), times: u64) {
-    // SAFETY: no preconditions; the alarm ends this process when a fork hangs in the parent.
-    unsafe { libc::alarm(8 * ALARM_S) };
     prepare();
     let workers: Vec<_> = (0..4).map(|i| thread::spawn(move || busy(i, work))).collect();
     let mut inherited = some_blocks(1, 100);
@@ -234,6 +232,9 @@ fn be_a_child(inherited: Vec<Block>, round: u64) {
 
 /// Runs `child` in a child process and waits for its end.
 fn fork(child: impl FnOnce(), round: u64) {
+    // Longer than the child's, which tells more. It is for a fork that hangs here, or in the child's own handlers.
+    // SAFETY: no preconditions.
+    unsafe { libc::alarm(2 * ALARM_S) };
     // SAFETY: the child uses nothing of other threads but the heap, which is what is under test; and, to panic, stderr.
     match unsafe { libc::fork() } {
         0 => {
@@ -257,8 +258,6 @@ fn fork(child: impl FnOnce(), round: u64) {
 
 /// A thread whose first operation on the heap is in the child; and one that forks before its own first.
 fn first_operation() {
-    // SAFETY: as in `amid`.
-    unsafe { libc::alarm(2 * ALARM_S) };
     extern "C" fn main(_: *mut c_void) -> *mut c_void {
         fork(|| be_a_child(some_blocks(3, 100), 3), 0);
         ptr::null_mut()
@@ -274,8 +273,6 @@ fn first_operation() {
 fn amid_a_walk() {
     static WALKING: AtomicBool = AtomicBool::new(false);
     static FORKING: AtomicBool = AtomicBool::new(false);
-    // SAFETY: as in `amid`.
-    unsafe { libc::alarm(ALARM_S) };
     let await_flag = |flag: &AtomicBool| {
         while !flag.load(Ordering::SeqCst) {
             thread::sleep(Duration::from_millis(1));
