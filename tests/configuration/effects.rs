@@ -3,6 +3,7 @@
 use crate::common::child;
 use rstest::rstest;
 use std::alloc::{Layout, alloc, dealloc};
+use std::hint::black_box;
 
 /// Allocates and frees 16 MiB of small blocks, then prints what its cache holds of them, what the heap retains, and
 /// how many of its mappings ask for huge pages.
@@ -14,7 +15,7 @@ pub(crate) fn frees_and_looks() {
     for _ in 0..COUNT {
         // SAFETY: the layout has a size; the block is written within it.
         blocks.push(unsafe {
-            let block = alloc(layout);
+            let block = black_box(alloc(layout));
             block.write_bytes(1, SIZE);
             block
         });

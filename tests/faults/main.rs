@@ -17,6 +17,7 @@ mod common;
 use common::child;
 use rstest::rstest;
 use std::alloc::{Layout, alloc, dealloc, realloc};
+use std::hint::black_box;
 use std::sync::Barrier;
 use std::thread;
 
@@ -73,8 +74,9 @@ fn layout(size: usize) -> Layout {
 
 /// A block with neighbours on both sides, as in a program: all stay allocated for ever.
 fn block(size: usize) -> *mut u8 {
+    // Hidden from the optimiser, which would remove blocks that are only freed.
     // SAFETY: no layout here is of size 0.
-    let blocks = [(); 3].map(|()| unsafe { alloc(layout(size)) });
+    let blocks = [(); 3].map(|()| black_box(unsafe { alloc(layout(size)) }));
     assert!(blocks.iter().all(|b| !b.is_null()));
     blocks[1]
 }

@@ -19,6 +19,7 @@ use common::{Rng, child};
 use rstest::rstest;
 use std::alloc::{Layout, alloc, dealloc, realloc};
 use std::ffi::c_void;
+use std::hint::black_box;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -147,9 +148,9 @@ fn huge_blocks(rng: &mut Rng, kept: &mut Vec<Block>) {
     let layout = Layout::from_size_align(rng.by_magnitude(2 << 20, 16 << 20), 16).unwrap();
     // SAFETY: a layout with a size; resized and freed with its own.
     unsafe {
-        let block = alloc(layout);
+        let block = black_box(alloc(layout));
         block.write(7);
-        let larger = realloc(block, layout, layout.size() * 2);
+        let larger = black_box(realloc(block, layout, layout.size() * 2));
         assert!(larger.read() == 7);
         dealloc(larger, Layout::from_size_align_unchecked(layout.size() * 2, 16));
     }

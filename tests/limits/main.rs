@@ -17,6 +17,7 @@ use common::{Run, child, rss_bytes};
 use nearheap::{NearHeap, Pressure, flush_thread, on_soft_limit, pressure, purge, stats};
 use rstest::rstest;
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
+use std::hint::black_box;
 use std::ptr::null_mut;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -68,7 +69,7 @@ impl Blocks {
     fn add(&mut self) -> bool {
         // SAFETY: the block has the layout's size, which is more than a pointer's, and its alignment.
         unsafe {
-            let block = alloc(self.layout);
+            let block = black_box(alloc(self.layout));
             if block.is_null() {
                 return false;
             }
@@ -129,8 +130,10 @@ fn uses_the_heap() {
     let everything = || {
         let mut blocks = Vec::new();
         for size in [24, 3000, 70_000, 2 * MIB] {
+            // Hidden from the optimiser, which would remove blocks that are only freed.
             // SAFETY: the size isn't zero.
-            let block = unsafe { alloc_zeroed(Layout::from_size_align(size, 8).unwrap()) };
+            let block =
+                black_box(unsafe { alloc_zeroed(Layout::from_size_align(size, 8).unwrap()) });
             assert!(!block.is_null());
             blocks.push((block, size));
         }

@@ -4,6 +4,7 @@
 use crate::common::contents::{check, fill};
 use crate::common::{child, rss_bytes};
 use std::alloc::{Layout, alloc, dealloc, realloc};
+use std::hint::black_box;
 use std::mem::MaybeUninit;
 
 const M: usize = 1 << 20;
@@ -32,12 +33,12 @@ fn walk(align: usize) {
     let mut layout = Layout::from_size_align(full, align).unwrap();
     // SAFETY: the block has 64 MiB of contents throughout, and is resized and freed with its own layout.
     unsafe {
-        let mut block = alloc(layout);
+        let mut block = black_box(alloc(layout));
         fill(block, 7, 0, full);
         let mut obstacles = Vec::new();
         for size in [100 * M, 300 * M, 1024 * M, 200 * M, 64 * M] {
             // Something right behind it, so that growing in place isn't all that works.
-            obstacles.push(alloc(layout));
+            obstacles.push(black_box(alloc(layout)));
             let (rss, before) = (rss_bytes(), faults());
             block = realloc(block, layout, size);
             let (more, faults) = (rss_bytes().saturating_sub(rss), faults() - before);

@@ -3,6 +3,7 @@
 use crate::common::contents::{check, fill, is_zero};
 use rstest::rstest;
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, realloc};
+use std::hint::black_box;
 
 const K: usize = 1 << 10;
 const M: usize = 1 << 20;
@@ -41,7 +42,7 @@ fn every_size_is_aligned_and_writable(
         let make =
             || unsafe { if way == Way::Zeroed { alloc_zeroed(layout) } else { alloc(layout) } };
         // The second and the third are of recycled memory where there is any: what was there was not zero.
-        let blocks = [(); 3].map(|()| make());
+        let blocks = [(); 3].map(|()| black_box(make()));
         for (id, &block) in blocks.iter().enumerate() {
             assert!(!block.is_null(), "{layout:?}");
             assert!((block as usize).is_multiple_of(layout.align()), "{block:p} for {layout:?}");
@@ -81,11 +82,11 @@ fn realloc_keeps_contents_and_alignment(
     let mut layout = Layout::from_size_align(LADDER[0], align).unwrap();
     // SAFETY: every block is checked and resized with its own layout, and filled to its size.
     unsafe {
-        let mut block = alloc(layout);
+        let mut block = black_box(alloc(layout));
         assert!(!block.is_null());
         fill(block, id, 0, layout.size());
         for size in LADDER {
-            block = realloc(block, layout, size);
+            block = black_box(realloc(block, layout, size));
             let new = Layout::from_size_align(size, align).unwrap();
             assert!(!block.is_null(), "{new:?}");
             assert!((block as usize).is_multiple_of(align), "{block:p} for {new:?}");

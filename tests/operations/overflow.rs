@@ -32,7 +32,7 @@ pub(crate) fn play() {
             let layout = Layout::from_size_align(size, align).unwrap();
             // SAFETY: the block is filled, and stays itself whenever it was not resized.
             unsafe {
-                let block = alloc(layout);
+                let block = black_box(alloc(layout));
                 fill(block, 1, 0, size);
                 for more in sizes(align) {
                     assert!(

@@ -8,6 +8,7 @@ use crate::common::contents::{check, fill, is_zero, prepare};
 use crate::common::{Rng, child, seed};
 use rstest::rstest;
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, realloc};
+use std::hint::black_box;
 use std::time::Duration;
 
 const LIVE_MAX: usize = 3000;
@@ -153,7 +154,7 @@ impl Oracle {
         let layout = self.layout();
         let zeroed = self.rng.below(3) == 0;
         // SAFETY: nearheap serves size 0 too, as `GlobalAlloc` leaves open.
-        let at = unsafe { if zeroed { alloc_zeroed(layout) } else { alloc(layout) } };
+        let at = black_box(unsafe { if zeroed { alloc_zeroed(layout) } else { alloc(layout) } });
         // SAFETY: as large as the layout says, and zeroed.
         assert!(!zeroed || unsafe { is_zero(at, layout.size()) }, "not zero: {layout:?}");
         let id = self.next_id;
@@ -183,7 +184,7 @@ impl Oracle {
             _ => self.size().max(1),
         };
         // SAFETY: a block of this layout, and a size that isn't 0.
-        let at = unsafe { realloc(at, layout, size) };
+        let at = black_box(unsafe { realloc(at, layout, size) });
         let new = Layout::from_size_align(size, layout.align()).unwrap();
         // A block that stays one of its class is neither freed nor allocated; blocks of size 0 are a class of their own
         // that shares its row with the next.

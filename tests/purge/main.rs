@@ -105,7 +105,7 @@ impl Block {
     /// A block of which every byte has been written.
     fn new(size: usize) -> Self {
         // SAFETY: the size isn't zero; the block has that many bytes.
-        let block = unsafe { alloc(layout(size)) };
+        let block = black_box(unsafe { alloc(layout(size)) });
         assert!(!block.is_null());
         // SAFETY: as above.
         unsafe { block.write_bytes(0xaa, size) };
@@ -335,7 +335,7 @@ fn asks_for_zeros() {
             for _ in 0..(MIB / size).clamp(2, 2000) {
                 // SAFETY: the size isn't zero; the block has that many bytes.
                 let zeroed = unsafe {
-                    let block = alloc_zeroed(layout(size));
+                    let block = black_box(alloc_zeroed(layout(size)));
                     assert!(!block.is_null());
                     std::slice::from_raw_parts_mut(block, size)
                 };

@@ -7,6 +7,7 @@ use crate::Held;
 use crate::common::{child, rss_bytes};
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::hint::black_box;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::OnceLock;
@@ -29,7 +30,8 @@ impl Work {
     /// A few small blocks of some ten classes.
     #[inline(never)]
     fn idle(seed: usize) -> Self {
-        drop((0..10).map(|i| vec![1_u8; 16 + i * 32]).collect::<Vec<_>>());
+        // Hidden from the optimiser, as below: it would remove blocks that are only freed.
+        drop((0..10).map(|i| black_box(vec![1_u8; 16 + i * 32])).collect::<Vec<_>>());
         Self {
             words: (0..6).map(|i| format!("{seed} {i}")).collect(),
             table: (0..3).map(|i| (i, Box::new([i as u8; 40]))).collect(),
@@ -41,7 +43,7 @@ impl Work {
     #[inline(never)]
     fn typical(seed: usize) -> Self {
         for size in [24, 40, 100, 250] {
-            let gone: Vec<Vec<u8>> = (0..6).map(|i| vec![1; size + i]).collect();
+            let gone: Vec<Vec<u8>> = (0..6).map(|i| black_box(vec![1; size + i])).collect();
             assert!(gone.iter().all(|v| v[0] == 1));
         }
         Self {
@@ -55,7 +57,8 @@ impl Work {
     #[inline(never)]
     fn busy(seed: usize) -> Self {
         for round in 1..4 {
-            let gone: Vec<Vec<u8>> = (0..20).map(|i| vec![1; round * (i * 16 + 24)]).collect();
+            let gone: Vec<Vec<u8>> =
+                (0..20).map(|i| black_box(vec![1; round * (i * 16 + 24)])).collect();
             assert!(gone.iter().all(|v| v[0] == 1));
         }
         Self {

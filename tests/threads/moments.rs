@@ -184,7 +184,7 @@ unsafe extern "C" {
 
 /// Registers itself again while there are more to come.
 extern "C" fn nest(left: *mut c_void) {
-    let block = vec![left.addr(); 1 + left.addr() % 300];
+    let block = black_box(vec![left.addr(); 1 + left.addr() % 300]);
     DROPS.fetch_add(1, Ordering::Relaxed);
     if let Some(left) = left.addr().checked_sub(1).filter(|&left| left > 0) {
         // SAFETY: the destructor is a function of this executable; the value is a number.
@@ -205,7 +205,7 @@ static KEYS: [AtomicU64; NESTED] = [const { AtomicU64::new(0) }; NESTED];
 /// Sets the next key, which comes after it.
 extern "C" fn next(place: *mut c_void) {
     let place = place.addr();
-    let block = vec![place; 1 + place % 300];
+    let block = black_box(vec![place; 1 + place % 300]);
     DROPS.fetch_add(1, Ordering::Relaxed);
     if let Some(key) = KEYS.get(place) {
         set(key.load(Ordering::Relaxed) as libc::pthread_key_t, place + 1);
@@ -269,8 +269,8 @@ pub(crate) fn ended() {
     let before = Held::now();
     let (id, kept) = thread::spawn(move || {
         // Every class: a few blocks are kept, more are freed into the cache.
-        let kept: Vec<Vec<u8>> = (0..100).map(|i| vec![1; 16 + i * 160]).collect();
-        drop((0..100).map(|i| vec![1_u8; 16 + i * 160]).collect::<Vec<_>>());
+        let kept: Vec<Vec<u8>> = (0..100).map(|i| black_box(vec![1; 16 + i * 160])).collect();
+        drop((0..100).map(|i| black_box(vec![1_u8; 16 + i * 160])).collect::<Vec<_>>());
         // SAFETY: a number that the kernel knows.
         let id = unsafe { libc::gettid() } as u64;
         assert!(cached_by(id).unwrap() > 100 << 10, "{:?} bytes in the cache", cached_by(id));

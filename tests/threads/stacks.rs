@@ -4,6 +4,7 @@ use crate::common::child;
 use crate::common::contents::prepare;
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, realloc};
 use std::ffi::c_void;
+use std::hint::black_box;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +18,9 @@ fn all_paths() {
                 let layout = Layout::from_size_align_unchecked(size, align);
                 let mut blocks = [ptr::null_mut(); 40];
                 for (i, block) in blocks.iter_mut().enumerate() {
-                    *block = if i % 2 == 0 { alloc(layout) } else { alloc_zeroed(layout) };
+                    // Hidden from the optimiser, which would remove blocks that are only freed.
+                    *block =
+                        black_box(if i % 2 == 0 { alloc(layout) } else { alloc_zeroed(layout) });
                     if block.is_null() {
                         libc::_exit(3);
                     }
@@ -25,7 +28,7 @@ fn all_paths() {
                 for block in blocks {
                     dealloc(block, layout);
                 }
-                let block = realloc(alloc(layout), layout, size + size / 2);
+                let block = black_box(realloc(black_box(alloc(layout)), layout, size + size / 2));
                 dealloc(block, Layout::from_size_align_unchecked(size + size / 2, align));
             }
         }

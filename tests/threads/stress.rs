@@ -5,6 +5,7 @@ use crate::Held;
 use crate::common::contents::{check, fill, prepare};
 use crate::common::{Rng, child, rss_bytes, seed};
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, realloc};
+use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread;
@@ -33,6 +34,7 @@ impl Block {
         let layout = Layout::from_size_align(size, 1 << log).unwrap();
         // SAFETY: the size isn't 0.
         let at = unsafe { if rng.below(8) == 0 { alloc_zeroed(layout) } else { alloc(layout) } };
+        let at = black_box(at);
         assert!(
             !at.is_null() && (at as usize).is_multiple_of(layout.align()),
             "{at:p} for {layout:?}"
@@ -47,7 +49,7 @@ impl Block {
         let new = (rng.by_magnitude(1, 4 * old)).min(4 << 20);
         // SAFETY: the block is its own, filled to its size before and after.
         unsafe {
-            self.at = realloc(self.at, self.layout, new);
+            self.at = black_box(realloc(self.at, self.layout, new));
             assert!(!self.at.is_null());
             check(self.at, self.id, old.min(new));
             fill(self.at, self.id, old.min(new), new);
