@@ -263,6 +263,14 @@ mod tests {
     }
 
     #[test]
+    fn without_a_table_a_block_is_as_large_as_its_slot() {
+        let classes = Classes::new();
+        for slot in Slot::all() {
+            assert_eq!(classes.bytes(slot), slot.size(), "{slot:?}");
+        }
+    }
+
+    #[test]
     fn a_table_only_makes_blocks_larger() {
         let classes = Classes::new();
         classes.coarsen(|g| [1, 4, 64].into_iter().find(|&l| l >= g));
