@@ -79,6 +79,7 @@ pub struct FakeOs {
     fail_at: AtomicUsize,
     fail_all: AtomicBool,
     fail_late: AtomicBool,
+    during_purge: Mutex<Option<fn()>>,
     ranges: Mutex<Ranges>,
     now: AtomicU64,
     machine: Mutex<Machine>,
@@ -115,6 +116,7 @@ impl FakeOs {
             fail_at: AtomicUsize::new(0),
             fail_all: AtomicBool::new(false),
             fail_late: AtomicBool::new(false),
+            during_purge: Mutex::new(None),
             ranges: Mutex::default(),
             now: AtomicU64::new(1),
             machine: Mutex::new(Machine {
@@ -194,6 +196,11 @@ impl FakeOs {
     /// Refuses every move onto a place, or none, as late as the kernel may: what was mapped at the place is gone then.
     pub fn fail_late(&self, yes: bool) {
         self.fail_late.store(yes, SeqCst);
+    }
+
+    /// Does something in the middle of the next purge, as other threads may.
+    pub fn during_purge(&self, something: fn()) {
+        *self.during_purge.lock().unwrap_or_else(PoisonError::into_inner) = Some(something);
     }
 
     /// Calls since the script began.
@@ -280,6 +287,10 @@ unsafe impl Os for FakeOs {
         self.script()?;
         assert_eq!((at.as_ptr() as usize | len) % self.page, 0, "broken pages");
         self.ranges().around(at, len);
+        let meanwhile = self.during_purge.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(something) = meanwhile {
+            something();
+        }
         // SAFETY: the caller's promise.
         unsafe { Linux.purge(at, len) }
     }

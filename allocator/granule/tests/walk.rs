@@ -3,7 +3,9 @@
 use super::*;
 use crate::options::Values;
 use crate::testing::steps;
+use core::cell::{Cell, RefCell};
 use rstest::rstest;
+use std::thread_local;
 
 /// Bytes that are out at most.
 const FULL: usize = 12 << 20;
@@ -147,5 +149,43 @@ fn a_span_that_grows_into_an_empty_chunk_leaves_the_rest_of_it_to_others() {
     model.resize(of(64), 0, of(72));
     model.take(of(32), 1, 0);
     assert_eq!(model.segments(), 1, "there was room");
+    model.finish(&mut Numbers::new(1));
+}
+
+thread_local! {
+    static SOUGHT_IN: Cell<*const Granules<FakeOs>> = const { Cell::new(ptr::null()) };
+    static FOUND: RefCell<Vec<(Slot, *mut u8)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Looks for what only the pages have that are being purged, and so gets it from a fresh segment.
+fn seek() {
+    // SAFETY: the heap of the test that this thread runs.
+    let granules = unsafe { &*SOUGHT_IN.get() };
+    let mut out = [ptr::null_mut()];
+    let [span, block] = [128 << 10, 20 << 10].map(|size| Slot::of(size, 1).expect("a slot"));
+    assert_eq!(granules.take(block, 0, &mut out), Ok(1));
+    let (at, zero) = granules.take_span(span, 0).expect("memory");
+    assert!(zero, "it is from a fresh segment");
+    FOUND.with_borrow_mut(|found| found.extend([(block, out[0]), (span, at)]));
+}
+
+/// While pages are purged, other threads look for them in vain and lower the bounds; whoever brings the pages back has to
+/// raise them.
+#[test]
+fn what_was_sought_in_vain_while_it_was_purged_is_found_again() {
+    let mut model = Model::new(FakeOs::new());
+    let slot = Slot::of(64 << 10, 1).expect("a slot");
+    let spans: Vec<_> = (0..64).map(|_| model.take_span(slot, 0)).collect();
+    let gone = &spans[10..13];
+    model.by_slot[slot.index()].retain(|span| !gone.contains(span));
+    model.give(slot, &mut gone.to_vec());
+    SOUGHT_IN.set(&raw const *model.granules());
+    model.granules().source.os().during_purge(seek);
+    // SAFETY: no cache of any thread is touched.
+    unsafe { model.heap.purge_all(None) };
+    let found = FOUND.take();
+    assert_eq!((found.len(), model.segments()), (2, 2));
+    found.into_iter().for_each(|(slot, block)| model.came(slot, block));
+    model.audit();
     model.finish(&mut Numbers::new(1));
 }
