@@ -52,6 +52,12 @@ impl Meta {
         unsafe { self.bump.let_go() };
     }
 
+    #[cfg(test)]
+    #[cfg(not(loom))]
+    pub(crate) fn is_held(&self) -> bool {
+        crate::testing::is_held(&self.bump)
+    }
+
     /// Bytes handed out.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)

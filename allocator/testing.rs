@@ -1,5 +1,12 @@
 //! What the tests of several files share: numbers that look random and are the same in every run.
 
+use nearheap_numa::lock::Lock;
+
+/// Whether nobody can enter a lock: no test's other thread ever is inside.
+pub(crate) fn is_held<T>(lock: &Lock<T>) -> bool {
+    lock.try_lock().is_none()
+}
+
 /// A sequence of numbers; the seed is its name.
 #[derive(Debug)]
 pub(crate) struct Numbers(u64);

@@ -6,7 +6,7 @@ mod walk;
 use super::*;
 use crate::class::{CACHED_MAX, SLOTS};
 use crate::heap::Heap;
-use crate::testing::{Held, Numbers, check_marks, is_zero, mark};
+use crate::testing::{Held, Numbers, check_marks, is_held, is_zero, mark};
 use core::ptr;
 use nearheap_numa::fake::FakeOs;
 use std::boxed::Box;
@@ -30,6 +30,14 @@ impl Granules<FakeOs> {
             });
         }
         held
+    }
+
+    /// How many of the locks are held, and how many there are.
+    pub(crate) fn held(&self) -> (usize, usize) {
+        let held = self.shards.iter().filter(|p| is_held(&p.shard)).count()
+            + usize::from(is_held(&self.spare))
+            + usize::from(self.meta.is_held());
+        (held, SHARDS + 2)
     }
 
     /// Whether a block of `slot` begins at an address.

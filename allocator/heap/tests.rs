@@ -2,6 +2,7 @@
 
 mod conservation;
 mod exhaustion;
+mod forks;
 mod impossible;
 mod limits;
 

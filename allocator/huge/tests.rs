@@ -1,13 +1,17 @@
 //! Huge blocks against a list of them; the heap asks for them over 1 MiB only, but they may be of any number of pages.
 
 use super::*;
-use crate::testing::{Numbers, check_marks, is_zero, mark, steps};
+use crate::testing::{Numbers, check_marks, is_held, is_zero, mark, steps};
 use nearheap_numa::fake::FakeOs;
 use rstest::rstest;
 use std::boxed::Box;
 use std::vec::Vec;
 
 impl Huge {
+    pub(crate) fn is_held(&self) -> bool {
+        is_held(&self.table)
+    }
+
     /// Bytes of the mappings of live blocks, and of those that are kept.
     pub(crate) fn mapped(&self) -> (usize, usize) {
         let mut table = self.table.lock();

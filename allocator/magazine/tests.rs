@@ -1,12 +1,19 @@
 //! A magazine keeps what it was given, and hands back what it has no room for.
 
 use super::*;
+use crate::testing::is_held;
 use core::ptr;
 use nearheap_numa::fake::FakeOs;
 use rstest::rstest;
 use std::vec::Vec;
 
 impl Depot {
+    /// How many of the locks are held, and how many there are.
+    pub(crate) fn held(&self) -> (usize, usize) {
+        let held = self.magazines.iter().filter(|m| is_held(&m.stack)).count();
+        (held, self.magazines.len())
+    }
+
     /// The blocks in the magazine of a slot.
     pub(crate) fn blocks(&self, slot: Slot) -> Vec<*mut u8> {
         let mut stack = self.of(slot).unwrap().stack.lock();
