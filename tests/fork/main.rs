@@ -13,6 +13,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod start;
 
 use common::contents::{check, fill, prepare};
 use common::{Rng, child};
@@ -38,6 +39,7 @@ fn scenario() {
         ("threads_come_and_go", || amid(threads_come_and_go, 60)),
         ("first_operation", first_operation),
         ("amid_a_walk", amid_a_walk),
+        ("amid_the_start", start::amid_the_start),
         ("counters", counters),
     ]);
 }
@@ -346,6 +348,7 @@ fn counters() {
 #[case("threads_come_and_go")]
 #[case("first_operation")]
 #[case("amid_a_walk")]
+#[case("amid_the_start")]
 #[case("counters")]
 fn a_child_has_a_whole_heap(#[case] scenario: &str) {
     child(scenario).within(Duration::from_secs(170)).run().succeeds_with("");
