@@ -164,8 +164,8 @@ fn seek() {
     let mut out = [ptr::null_mut()];
     let [span, block] = [128 << 10, 20 << 10].map(|size| Slot::of(size, 1).expect("a slot"));
     assert_eq!(granules.take(block, 0, &mut out), Ok(1));
-    let (at, zero) = granules.take_span(span, 0).expect("memory");
-    assert!(zero, "it is from a fresh segment");
+    let (at, dirty) = granules.take_span(span, 0).expect("memory");
+    assert_eq!(dirty, 0, "it is from a fresh segment");
     FOUND.with_borrow_mut(|found| found.extend([(block, out[0]), (span, at)]));
 }
 

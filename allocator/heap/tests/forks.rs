@@ -22,6 +22,6 @@ fn a_fork_enters_every_lock_and_leaves_them_all() {
     unsafe { program.heap.let_go() };
     assert_eq!(held(&program.heap), (0, locks));
     program.enroll();
-    assert!(program.alloc(0, Layout::new::<u64>(), false));
+    assert!(program.alloc(0, Layout::new::<u64>()));
     program.finish();
 }
