@@ -55,7 +55,7 @@ pub(crate) struct Granules<O> {
     spare: Lock<Spare>,
     /// New segments are backed by huge pages once this many bytes are out.
     pub(crate) huge_pages_from: Late,
-    /// Bytes of purged pages taken again, and when they were purged: what purging too early has cost.
+    /// Bytes that went back to the system and were needed again, and when they went: what purging too early has cost.
     pub(crate) refaults: Refaults,
 }
 
@@ -64,6 +64,14 @@ pub(crate) struct Granules<O> {
 pub(crate) struct Refaults {
     pub(crate) bytes: AtomicUsize,
     pub(crate) purged_ms: AtomicUsize,
+}
+
+impl Refaults {
+    /// Counts bytes, of which the last were purged at `purged_ms`.
+    pub(crate) fn add(&self, (bytes, purged_ms): (usize, usize)) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.purged_ms.fetch_max(purged_ms, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug)]
@@ -152,8 +160,7 @@ impl<O: Os> Granules<O> {
             self.add_shards();
         }
         if tally.refaulted > 0 {
-            self.refaults.bytes.fetch_add(tally.refaulted, Ordering::Relaxed);
-            self.refaults.purged_ms.fetch_max(tally.purged_ms as usize, Ordering::Relaxed);
+            self.refaults.add((tally.refaulted, tally.purged_ms as usize));
         }
         Some((result, tally.refused))
     }

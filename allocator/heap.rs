@@ -393,6 +393,9 @@ impl<O: Os> Heap<O> {
             self.huge.alloc(shape, huge_pages, meta, source).ok_or(Refusal::Kernel)
         });
         let Some((block, dirty)) = found else { return NOTHING };
+        if dirty < len {
+            self.granules.refaults.add(self.huge.missed(len - dirty));
+        }
         self.count_huge(cache, true, len);
         (block.as_ptr(), dirty)
     }

@@ -60,6 +60,9 @@ pub(crate) struct Huge {
     bytes: AtomicUsize,
     /// Mappings there have been.
     origins: AtomicUsize,
+    /// Bytes that were kept and went back to the kernel, and when the last did.
+    gone: AtomicUsize,
+    gone_ms: AtomicUsize,
 }
 
 /// Whether a mapping is large enough for a block and at most an eighth too large.
@@ -207,6 +210,8 @@ impl Huge {
                 }),
                 bytes: AtomicUsize::new(0),
                 origins: AtomicUsize::new(0),
+                gone: AtomicUsize::new(0),
+                gone_ms: AtomicUsize::new(0),
             }
         }
     }
@@ -272,10 +277,11 @@ impl Huge {
         kept
     }
 
-    /// Takes the mapping out that has been kept for longest.
-    fn oldest<O: Os>(&self, source: &PageSource<O>) -> Option<Mapping> {
+    /// Takes the mapping out that has been kept for longest, if all together have more than `share` bytes.
+    fn oldest<O: Os>(&self, share: usize, source: &PageSource<O>) -> Option<Mapping> {
         let mut table = self.table.lock();
-        (table.keeps > 0).then(|| {
+        let bytes: usize = table.kept().iter().map(|m| m.mapped).sum();
+        (bytes > share).then(|| {
             let mapping = table.take_kept(0);
             source.retain(0, mapping.mapped);
             mapping
@@ -307,6 +313,13 @@ impl Huge {
         let origin = if dirty < len { self.origin() } else { mapping.origin };
         self.enlist(Mapping { at: at.as_ptr() as usize, len, mapped: dirty.max(len), origin });
         Some((at, dirty))
+    }
+
+    /// How many of `bytes` that the kernel had to bring were here before, and until when: what keeping too little has cost.
+    pub(crate) fn missed(&self, bytes: usize) -> (usize, usize) {
+        let take = |gone: usize| Some(gone.saturating_sub(bytes));
+        let gone = self.gone.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        (gone.unwrap_or(0).min(bytes), self.gone_ms.load(Ordering::Relaxed))
     }
 
     /// Makes room in the table for one entry more.
@@ -365,7 +378,7 @@ impl Huge {
         if mapping.mapped > keep {
             self.unmap(mapping, source);
         } else if !self.keep(mapping, source) {
-            if let Some(oldest) = self.oldest(source) {
+            if let Some(oldest) = self.oldest(0, source) {
                 self.unmap(oldest, source);
             }
             if !self.keep(mapping, source) {
@@ -429,14 +442,16 @@ impl Huge {
         Ok(Some(to))
     }
 
-    /// Unmaps kept mappings, the oldest first, until at most `target` bytes are retained by everyone.
-    pub(crate) fn purge<O: Os>(&self, target: usize, source: &PageSource<O>) {
+    /// Unmaps kept mappings, the oldest first, until at most `target` bytes are retained by everyone, or `share` bytes here.
+    pub(crate) fn purge<O: Os>(&self, target: usize, share: usize, source: &PageSource<O>) {
         // What can't be unmapped is kept again, so there is a bound.
         for _ in 0..KEPT {
             if source.retained() <= target {
                 return;
             }
-            let Some(mapping) = self.oldest(source) else { return };
+            let Some(mapping) = self.oldest(share, source) else { return };
+            self.gone.fetch_add(mapping.mapped, Ordering::Relaxed);
+            self.gone_ms.store(source.os().now_ms() as usize, Ordering::Relaxed);
             self.unmap(mapping, source);
         }
     }

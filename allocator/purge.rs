@@ -5,11 +5,12 @@
 //! needed again within a quarter of a second; it halves every second. Over the budget, pages are purged down to three
 //! quarters of it, in this order, from high addresses to low:
 //!
-//! 1. kept mappings of huge blocks are unmapped;
+//! 1. kept mappings of huge blocks are unmapped, down to half of what may be retained;
 //! 2. segments that are all free are unmapped;
 //! 3. runs of free pages of at least 64 KiB are purged;
 //! 4. single free pages, in chunks to which nothing was given for `purge_delay`; in all chunks, where more is free than
-//!    live.
+//!    live or half as much again as may be;
+//! 5. the other kept mappings are unmapped.
 //!
 //! Where the pages in use are more than four times what is in use on them, few blocks hold many pages, and many of those
 //! blocks are in caches and magazines: the freeing thread's cache and all magazines are emptied, again whenever what is
@@ -131,8 +132,8 @@ impl<O: Os> Heap<O> {
         }
         let most = base + budget.regret;
         let retained = self.granules.source.retained();
-        // Twice over the budget, the heap is emptying: nothing may be called later that would see its chunks at rest.
-        let quiet_ms = if retained > live.min(2 * most) { 0 } else { self.knobs.quiet_ms() };
+        // Far over the budget, the heap is emptying: nothing may be called later that would see its chunks at rest.
+        let quiet_ms = if retained > live.min(most + most / 2) { 0 } else { self.knobs.quiet_ms() };
         let rested = now_ms.saturating_sub(budget.left_ms) >= quiet_ms.max(1);
         if retained <= most || !rested && retained <= budget.left + base / 8 {
             return;
@@ -219,7 +220,8 @@ impl<O: Os> Heap<O> {
     /// Purges until the target is reached. Under the budget's lock (U1).
     fn purge_down(&self, effort: Effort, now_ms: u64) {
         let source = &self.granules.source;
-        self.huge.purge(effort.target, source);
+        // Neither what is free of huge blocks nor what is free in segments drives the other out.
+        self.huge.purge(effort.target, effort.target / 2, source);
         for shard in 0..SHARDS {
             self.retire_segments(shard, effort.target);
         }
@@ -230,6 +232,7 @@ impl<O: Os> Heap<O> {
                 self.purge_runs(shard, Effort { least, quiet_ms, ..effort }, now_ms);
             }
         }
+        self.huge.purge(effort.target, 0, source);
     }
 
     /// Unmaps segments that are all free.

@@ -118,7 +118,7 @@ impl Model {
         while !self.blocks.is_empty() {
             self.free(0);
         }
-        self.huge.purge(0, &self.source);
+        self.huge.purge(0, 0, &self.source);
         self.check();
         assert_eq!(self.source.committed(), self.meta.bytes());
     }
@@ -153,7 +153,7 @@ fn thousands_of_blocks(#[case] page: usize, #[case] keep: usize, #[case] seed: u
             (filling, drained) = (true, drained + 1);
         }
         if numbers.once_in(200) {
-            model.huge.purge(numbers.under(keep + 1), &model.source);
+            model.huge.purge(numbers.under(keep + 1), numbers.under(keep + 1), &model.source);
         }
         if step % 100 == 0 {
             model.check();
