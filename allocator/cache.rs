@@ -12,7 +12,7 @@
 //! T3: `net` is blocks refilled minus blocks flushed, so `frees = allocs + n - net`, exactly, at any moment; a reader
 //!     on another thread sees a word and a `net` that belong together (V2).
 //! T4: while a slot's items are rearranged, its word says `n = room = 0`: a fork at any instruction copies a cache that
-//!     loses at most the blocks in flight, and never has one twice.
+//!     loses at most the blocks of that slot, never has one twice, and counts those that it lost as in use.
 //!
 //! A cache of zeros is a valid cache in which every operation takes the cold path; so threads that have none yet, or
 //! have lost theirs, point at such a one that is never written (see `tls`).
@@ -242,13 +242,20 @@ impl Cache {
         core::sync::atomic::compiler_fence(Ordering::Release);
     }
 
-    /// Sets a slot's word, with `moved` blocks more refilled than flushed, so that readers see both or neither (T3).
+    /// Sets a slot's word, with `moved` blocks more refilled than flushed, so that readers see both or neither (T3). A fork
+    /// may copy one of the two: the smaller count of frees then, which says of blocks in flight that they are in use (T4).
     pub(crate) fn settle(&self, slot: Slot, state: State, moved: isize) {
         let i = slot.index();
         let net = self.net[i].load(Ordering::Relaxed).wrapping_add_signed(moved as i64);
         self.version.change(|| {
-            self.net[i].store(net, Ordering::Relaxed);
-            self.words[i].store(state.word(), Ordering::Relaxed);
+            if moved > 0 {
+                self.net[i].store(net, Ordering::Relaxed);
+            }
+            // The second store is a release so that no copy has it without the first.
+            self.words[i].store(state.word(), Ordering::Release);
+            if moved < 0 {
+                self.net[i].store(net, Ordering::Release);
+            }
         });
     }
 
@@ -432,5 +439,50 @@ mod tests {
             whole
         });
         assert!(whole > 10_000, "only {whole} looks were whole");
+    }
+
+    /// A fork copies the thread's memory between any two of its stores, also amid a change.
+    #[cfg(not(loom))]
+    #[test]
+    fn a_fork_copies_no_free_that_is_none() {
+        static STOP: core::sync::atomic::AtomicBool = core::sync::atomic::AtomicBool::new(false);
+        let cache = Cache::new();
+        let slot = Slot::small(16);
+        std::thread::scope(|s| {
+            let cache = &cache;
+            s.spawn(move || {
+                for allocs in 1.. {
+                    // Of five refilled, one is handed out and the others leave; it comes back and leaves too.
+                    cache.settle(slot, State { n: 4, room: 0, allocs }, 5);
+                    cache.settle(slot, State { n: 0, room: 0, allocs }, -4);
+                    cache.settle(slot, State { n: 1, room: 0, allocs }, 0);
+                    cache.settle(slot, State { n: 0, room: 0, allocs }, -1);
+                    if STOP.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            });
+            let mut wrong = 0;
+            for _ in 0..300 {
+                // SAFETY: the child looks at two words and leaves.
+                match unsafe { libc::fork() } {
+                    0 => {
+                        let n = cache.state(slot).n as u64;
+                        let in_use =
+                            cache.net[slot.index()].load(Ordering::Relaxed).wrapping_sub(n);
+                        // SAFETY: no preconditions.
+                        unsafe { libc::_exit(if in_use <= 5 { 0 } else { 1 }) };
+                    }
+                    child => {
+                        let mut status = 0;
+                        // SAFETY: a child of this process's own, and a place for its status.
+                        assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+                        wrong += usize::from(status != 0);
+                    }
+                }
+            }
+            STOP.store(true, Ordering::Relaxed);
+            assert_eq!(wrong, 0, "of 300 copies, so many count a free too many");
+        });
     }
 }

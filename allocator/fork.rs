@@ -4,7 +4,7 @@
 //! Before the fork, the forking thread enters every lock, in one order everywhere: start, registry, purger,
 //! magazines, shards, metadata, huge. Nobody else is inside anything then, so what the child copies is whole. Both sides
 //! leave the locks; the child then takes over the caches of the threads that it doesn't have: their words and items
-//! agree at every instruction (T4), but for the blocks that a thread was just moving, at most half a slot of them.
+//! agree at every instruction (T4), but for the slot whose blocks a thread was just moving: those stay in use for ever.
 
 use crate::fault;
 use crate::start::{HEAP, STARTING};
