@@ -55,18 +55,36 @@ pub(crate) struct Granules<O> {
     spare: Lock<Spare>,
     /// New segments are backed by huge pages once this many bytes are out.
     pub(crate) huge_pages_from: Late,
-    /// Bytes that went back to the system and were needed again, and when they went: what purging too early has cost.
+    /// What giving memory back too early has cost.
     pub(crate) refaults: Refaults,
 }
 
-/// Pages that were purged and needed again.
+/// Bytes that went back to the system and were needed again, and when they went.
 #[derive(Debug)]
 pub(crate) struct Refaults {
     pub(crate) bytes: AtomicUsize,
     pub(crate) purged_ms: AtomicUsize,
+    /// Bytes that were unmapped and not missed so far, and when the last were.
+    gone: AtomicUsize,
+    gone_ms: AtomicUsize,
+    /// The regret as the purger left it.
+    pub(crate) regret: AtomicUsize,
 }
 
 impl Refaults {
+    /// Counts bytes that were unmapped.
+    pub(crate) fn unmapped(&self, bytes: usize, now_ms: u64) {
+        self.gone.fetch_add(bytes, Ordering::Relaxed);
+        self.gone_ms.store(now_ms as usize, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that were mapped: as many as had been unmapped before were missed.
+    pub(crate) fn mapped(&self, bytes: usize) {
+        let take = |gone: usize| Some(gone.saturating_sub(bytes));
+        let gone = self.gone.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        self.add((gone.unwrap_or(0).min(bytes), self.gone_ms.load(Ordering::Relaxed)));
+    }
+
     /// Counts bytes, of which the last were purged at `purged_ms`.
     pub(crate) fn add(&self, (bytes, purged_ms): (usize, usize)) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -107,7 +125,13 @@ impl<O: Os> Granules<O> {
                 others: AtomicUsize::new(0),
                 spare: Lock::new(Spare { segments: [core::ptr::null_mut(); SPARES], n: 0 }),
                 huge_pages_from: Late::new(),
-                refaults: Refaults { bytes: AtomicUsize::new(0), purged_ms: AtomicUsize::new(0) },
+                refaults: Refaults {
+                    bytes: AtomicUsize::new(0),
+                    purged_ms: AtomicUsize::new(0),
+                    gone: AtomicUsize::new(0),
+                    gone_ms: AtomicUsize::new(0),
+                    regret: AtomicUsize::new(0),
+                },
             }
         }
     }
@@ -245,6 +269,7 @@ impl<O: Os> Granules<O> {
             self.keep_metadata(segment);
             return false;
         };
+        self.refaults.mapped(SEGMENT);
         let huge = self.taken() >= self.huge_pages_from.get();
         if huge {
             // SAFETY: mapped above.
@@ -429,6 +454,7 @@ impl<O: Os> Granules<O> {
         let gone = unsafe { self.source.unmap(at, SEGMENT, dirty) };
         if gone {
             self.source.retain(0, dirty);
+            self.refaults.unmapped(dirty, self.source.os().now_ms());
             self.keep_metadata(segment);
         }
         gone

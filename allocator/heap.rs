@@ -26,7 +26,8 @@ use nearheap_numa::{Os, const_unless_loom};
 const CACHE_FLOOR: usize = 32 << 10;
 const CACHE_SHARE: usize = 32;
 
-/// Beyond the share of each, the magazines may keep half of what is retained, and a part of what is committed.
+/// Beyond the share of each, the magazines may keep as much as free pages are kept at least, and a part of what is
+/// committed.
 const KEPT_SHARE: usize = 32;
 /// When the heap has grown by so much, they are given back first, if they are as many.
 const KEPT_STEP: usize = 256 << 10;
@@ -275,7 +276,7 @@ impl<O: Os> Heap<O> {
     pub(crate) fn store(&self, slot: Slot, blocks: &[*mut u8]) -> Result<(), Fault> {
         let Granules { meta, source, classes, .. } = &self.granules;
         let sparse = self.sparse.load(Ordering::Relaxed);
-        let more = self.knobs.retain() / 2 + source.committed() / KEPT_SHARE;
+        let more = self.knobs.retain() + source.committed() / KEPT_SHARE;
         let mut budget = if sparse { 0 } else { more };
         let mut overflow = [ptr::null_mut(); GIVE_MAX];
         let n = loop {
@@ -394,7 +395,7 @@ impl<O: Os> Heap<O> {
         });
         let Some((block, dirty)) = found else { return NOTHING };
         if dirty < len {
-            self.granules.refaults.add(self.huge.missed(len - dirty));
+            self.granules.refaults.mapped(len - dirty);
         }
         self.count_huge(cache, true, len);
         (block.as_ptr(), dirty)
@@ -407,8 +408,12 @@ impl<O: Os> Heap<O> {
         layout: Layout,
     ) -> Result<(), Fault> {
         let len = self.huge_len(layout.size()).unwrap_or(0);
-        let keep = self.retain_base(self.live());
-        self.huge.free(block, len, keep, &self.granules.source)?;
+        let Granules { source, refaults, .. } = &self.granules;
+        let keep = self.retain_base(self.live()) + refaults.regret.load(Ordering::Relaxed);
+        let unmapped = self.huge.free(block, len, keep, source)?;
+        if unmapped > 0 {
+            refaults.unmapped(unmapped, source.os().now_ms());
+        }
         self.count_huge(cache, false, len);
         Ok(())
     }

@@ -60,9 +60,6 @@ pub(crate) struct Huge {
     bytes: AtomicUsize,
     /// Mappings there have been.
     origins: AtomicUsize,
-    /// Bytes that were kept and went back to the kernel, and when the last did.
-    gone: AtomicUsize,
-    gone_ms: AtomicUsize,
 }
 
 /// Whether a mapping is large enough for a block and at most an eighth too large.
@@ -210,8 +207,6 @@ impl Huge {
                 }),
                 bytes: AtomicUsize::new(0),
                 origins: AtomicUsize::new(0),
-                gone: AtomicUsize::new(0),
-                gone_ms: AtomicUsize::new(0),
             }
         }
     }
@@ -315,13 +310,6 @@ impl Huge {
         Some((at, dirty))
     }
 
-    /// How many of `bytes` that the kernel had to bring were here before, and until when: what keeping too little has cost.
-    pub(crate) fn missed(&self, bytes: usize) -> (usize, usize) {
-        let take = |gone: usize| Some(gone.saturating_sub(bytes));
-        let gone = self.gone.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
-        (gone.unwrap_or(0).min(bytes), self.gone_ms.load(Ordering::Relaxed))
-    }
-
     /// Makes room in the table for one entry more.
     fn reserve<O: Os>(&self, meta: &Meta, source: &PageSource<O>) -> bool {
         // Each turn makes the table larger, so addresses end before the turns do.
@@ -365,27 +353,32 @@ impl Huge {
         Ok(mapping)
     }
 
-    /// Gives a block of `len` bytes back; keeps its mapping for the next one if it is not over `keep` bytes.
+    /// Gives a block of `len` bytes back; keeps its mapping for the next one if it is not over `keep` bytes. The bytes that
+    /// were unmapped.
     pub(crate) fn free<O: Os>(
         &self,
         at: *mut u8,
         len: usize,
         keep: usize,
         source: &PageSource<O>,
-    ) -> Result<(), Fault> {
+    ) -> Result<usize, Fault> {
         let mapping = self.delist(at, len)?;
         self.forgo();
         if mapping.mapped > keep {
             self.unmap(mapping, source);
-        } else if !self.keep(mapping, source) {
+            return Ok(mapping.mapped);
+        }
+        for _ in 0..2 {
+            if self.keep(mapping, source) {
+                return Ok(0);
+            }
+            // There is no place for it: the oldest makes one.
             if let Some(oldest) = self.oldest(0, source) {
                 self.unmap(oldest, source);
             }
-            if !self.keep(mapping, source) {
-                self.unmap(mapping, source);
-            }
         }
-        Ok(())
+        self.unmap(mapping, source);
+        Ok(mapping.mapped)
     }
 
     /// Unmaps; where the kernel refuses, purges the range, and keeps it for another attempt if there is room, else leaves
@@ -443,17 +436,24 @@ impl Huge {
     }
 
     /// Unmaps kept mappings, the oldest first, until at most `target` bytes are retained by everyone, or `share` bytes here.
-    pub(crate) fn purge<O: Os>(&self, target: usize, share: usize, source: &PageSource<O>) {
+    /// How many bytes.
+    pub(crate) fn purge<O: Os>(
+        &self,
+        target: usize,
+        share: usize,
+        source: &PageSource<O>,
+    ) -> usize {
+        let mut bytes = 0;
         // What can't be unmapped is kept again, so there is a bound.
         for _ in 0..KEPT {
             if source.retained() <= target {
-                return;
+                break;
             }
-            let Some(mapping) = self.oldest(share, source) else { return };
-            self.gone.fetch_add(mapping.mapped, Ordering::Relaxed);
-            self.gone_ms.store(source.os().now_ms() as usize, Ordering::Relaxed);
+            let Some(mapping) = self.oldest(share, source) else { break };
             self.unmap(mapping, source);
+            bytes += mapping.mapped;
         }
+        bytes
     }
 
     /// The lock, for `fork`.

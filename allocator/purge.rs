@@ -1,8 +1,8 @@
 //! Purging: free memory goes back to the system at the free itself; there is no thread for it.
 //! Owns: `Budget` and the policy. Called by: `heap` after every flush, exhaustion, limits, and `nearheap::purge`.
 //!
-//! The budget is `max(retain, live / 8)` plus the regret, which is at most as much again. Regret is what was purged and
-//! needed again within a quarter of a second; it halves every second. Over the budget, pages are purged down to three
+//! The budget is `max(retain, live / 8)` plus the regret, which is at most as much again or 64 MiB. Regret is what was
+//! given back and needed again within a quarter of a second; it halves every second. Over the budget, pages are purged down to three
 //! quarters of it, in this order, from high addresses to low:
 //!
 //! 1. kept mappings of huge blocks are unmapped, down to half of what may be retained;
@@ -32,6 +32,8 @@ use nearheap_numa::sync::Ordering;
 /// Refaults count as regretted within so many milliseconds of the purge.
 const REGRET_MS: u64 = 250;
 const REGRET_HALF_LIFE_MS: u64 = 1000;
+/// How much a small heap may regret; a large one as much as its budget.
+const REGRET_MOST: usize = 64 << 20;
 /// The budget's share of what is live.
 const LIVE_SHARE: usize = 8;
 /// Runs of at least so many bytes are purged whatever their chunk's age.
@@ -128,8 +130,9 @@ impl<O: Os> Heap<O> {
         let again = refaults.bytes.swap(0, Ordering::Relaxed);
         let when = refaults.purged_ms.load(Ordering::Relaxed) as u64;
         if now_ms.saturating_sub(when) <= REGRET_MS {
-            budget.regret = (budget.regret + again).min(base);
+            budget.regret = (budget.regret + again).min(base.max(REGRET_MOST));
         }
+        refaults.regret.store(budget.regret, Ordering::Relaxed);
         let most = base + budget.regret;
         let retained = self.granules.source.retained();
         // Far over the budget, the heap is emptying: nothing may be called later that would see its chunks at rest.
@@ -221,7 +224,7 @@ impl<O: Os> Heap<O> {
     fn purge_down(&self, effort: Effort, now_ms: u64) {
         let source = &self.granules.source;
         // Neither what is free of huge blocks nor what is free in segments drives the other out.
-        self.huge.purge(effort.target, effort.target / 2, source);
+        let mut unmapped = self.huge.purge(effort.target, effort.target / 2, source);
         for shard in 0..SHARDS {
             self.retire_segments(shard, effort.target);
         }
@@ -232,7 +235,10 @@ impl<O: Os> Heap<O> {
                 self.purge_runs(shard, Effort { least, quiet_ms, ..effort }, now_ms);
             }
         }
-        self.huge.purge(effort.target, 0, source);
+        unmapped += self.huge.purge(effort.target, 0, source);
+        if unmapped > 0 {
+            self.granules.refaults.unmapped(unmapped, now_ms);
+        }
     }
 
     /// Unmaps segments that are all free.

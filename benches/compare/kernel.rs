@@ -1,5 +1,5 @@
 //! What the kernel knows of this process, read without an allocation.
-//! Owns: nothing. Called by: `probe`, `workload` and the workload `tiny`.
+//! Owns: nothing. Called by: `probe`, `workload`, the driver, and the workload `tiny`.
 
 use std::ffi::CStr;
 use std::ops::Sub;
@@ -61,6 +61,30 @@ pub(crate) fn usage() -> Usage {
 fn duration(time: libc::timeval) -> Duration {
     Duration::from_secs(time.tv_sec.unsigned_abs())
         + Duration::from_micros(time.tv_usec.unsigned_abs())
+}
+
+/// The argument with which `workload` only warms the machine.
+pub(crate) const WARM: &str = "--warm";
+
+/// Takes so many bytes in huge pages, writes to each, and gives them back. What the next program gets is then memory that
+/// the machine has at hand, in pieces that make huge pages, whatever the program before has left: in a virtual machine the
+/// first touch of memory that the host has not provided yet takes ten times as long.
+pub(crate) fn warm(bytes: usize) {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a fresh mapping at an address of the kernel's choice.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
+    if at == libc::MAP_FAILED {
+        return;
+    }
+    // SAFETY: advice about the mapping made above.
+    unsafe { libc::madvise(at, bytes, libc::MADV_HUGEPAGE) };
+    for offset in (0..bytes).step_by(4096) {
+        // SAFETY: inside the mapping made above, which nobody else knows.
+        unsafe { at.cast::<u8>().add(offset).write_volatile(1) };
+    }
+    // SAFETY: the mapping made above, which nobody uses any more.
+    unsafe { libc::munmap(at, bytes) };
 }
 
 /// Keeps this thread, and those that it starts, on the last CPU that it may use; the first has most of the interrupts.

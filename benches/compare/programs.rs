@@ -42,6 +42,12 @@ impl Program {
         Ok(Self { allocator, path })
     }
 
+    /// Brings the machine's memory into the same state before every run.
+    pub(crate) fn warm(&self, scale: &str) {
+        // A run that is not warmed is only slower.
+        let _ = Command::new(&self.path).args([crate::kernel::WARM, scale]).status();
+    }
+
     /// Runs one workload and adds its report to `cell`. After a failure nothing is run for that cell.
     pub(crate) fn run(&self, workload: &str, scale: &str, cell: &mut Cell) {
         if cell.failure.is_some() {

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         ["--engine"] => {
             println!("{} {}", allocator::name(), allocator::engine().unwrap_or_default())
         }
+        [kernel::WARM, scale] => kernel::warm(if scale == "quick" { 192 << 20 } else { 512 << 20 }),
         [workloads::tiny::CHILD, report] => workloads::tiny::child(report),
         [name] => return run(name, "full"),
         [name, scale] => return run(name, scale),
