@@ -437,6 +437,13 @@ pub unsafe fn environment() -> impl Iterator<Item = &'static [u8]> + Clone {
     })
 }
 
+/// Sleeps for a millisecond.
+pub fn nap() {
+    let t = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+    // SAFETY: `t` is valid to read; what is left after a signal isn't asked for.
+    let _ = zero_or_errno(|| unsafe { libc::nanosleep(&t, core::ptr::null_mut()) });
+}
+
 /// Ends the process with SIGABRT.
 pub fn abort() -> ! {
     // SAFETY: `abort` has no preconditions and doesn't return.
@@ -446,6 +453,27 @@ pub fn abort() -> ! {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failed_call_tells_its_number_and_leaves_the_callers() {
+        // SAFETY: this thread's own number.
+        let errno = || unsafe { &mut *libc::__errno_location() };
+        *errno() = 77;
+        // No page begins at 1, and no mapping is of no bytes.
+        let odd = NonNull::without_provenance(core::num::NonZero::<usize>::MIN);
+        // SAFETY: what the kernel refuses touches nothing.
+        unsafe {
+            assert_eq!(Linux.unmap(odd, 4096), Err(Errno(libc::EINVAL)));
+            assert_eq!(Linux.purge(odd, 4096), Err(Errno(libc::EINVAL)));
+            assert_eq!(Linux.remap(odd, 4096, 8192, None), Err(Errno(libc::EINVAL)));
+        }
+        assert_eq!(Linux.map(0, 0), Err(Errno(libc::EINVAL)));
+        assert_eq!(create(c"/proc/none/file"), Err(Errno(libc::ENOENT)));
+        assert_eq!(read_start(c"/proc/none/file", &mut [0]), Err(Errno(libc::ENOENT)));
+        write(-1, b"nowhere");
+        close(-1);
+        assert_eq!(*errno(), 77);
+    }
 
     #[test]
     fn the_cpus_are_those_of_the_process_also_for_a_thread_that_is_pinned() {

@@ -20,6 +20,7 @@ use std::alloc::{Layout, alloc, dealloc, realloc};
 use std::hint::black_box;
 use std::sync::Barrier;
 use std::thread;
+use std::time::Duration;
 
 #[global_allocator]
 static GLOBAL: nearheap::NearHeap = nearheap::NearHeap::new();
@@ -65,6 +66,7 @@ fn scenario() {
         ("resize_span_inside", || resize_at(SPAN, 4096, SPAN * 2)),
         ("resize_huge_inside", || resize_at(HUGE, 4096, HUGE * 2)),
         ("two_threads_at_once", two_threads_at_once),
+        ("second_amid_the_line", second_amid_the_line),
     ]);
 }
 
@@ -185,6 +187,40 @@ fn two_threads_at_once() {
     });
 }
 
+/// The first to fault waits amid its line when the second comes, since what is its stderr is a full pipe. A process that
+/// lives on reads that late, and passes on what comes after the filling.
+fn second_amid_the_line() {
+    let blocks = [block(SPAN) as usize, block(SPAN) as usize];
+    // SAFETY: system calls on descriptors of this process's own; the child calls nothing else.
+    unsafe {
+        let mut pipe = [0; 2];
+        assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
+        let [reader, writer] = pipe;
+        let room = libc::fcntl(writer, libc::F_GETPIPE_SZ) as usize;
+        let filling = vec![b'x'; room];
+        assert_eq!(libc::write(writer, filling.as_ptr().cast(), room), room as isize);
+        if libc::fork() == 0 {
+            // Out of the group, which ends with this process.
+            libc::setpgid(0, 0);
+            libc::close(writer);
+            libc::usleep(300_000);
+            let (mut bytes, mut passed) = ([0_u8; 4096], 0);
+            while let n @ 1.. = libc::read(reader, bytes.as_mut_ptr().cast(), bytes.len()) {
+                let skip = (room - passed).min(n as usize);
+                libc::write(2, bytes.as_ptr().add(skip).cast(), n as usize - skip);
+                passed += skip;
+            }
+            libc::_exit(0);
+        }
+        libc::dup2(writer, 2);
+        libc::close(writer);
+    }
+    let first = blocks[0];
+    thread::spawn(move || free_address(first + 4096, SPAN));
+    thread::sleep(Duration::from_millis(100));
+    free_address(blocks[1] + 4096, SPAN);
+}
+
 #[test]
 fn what_is_right_is_not_a_fault() {
     child("nothing_wrong").run().succeeds_with("");
@@ -238,6 +274,12 @@ fn a_second_fault_leaves_the_line_of_the_first_whole() {
         let line = format!("nearheap: fatal: {INSIDE}: ptr=0x... class={SPAN} node=0\n");
         child("two_threads_at_once").run().aborts_with(&line);
     }
+}
+
+#[test]
+fn a_second_fault_waits_for_the_line_of_the_first() {
+    let line = format!("nearheap: fatal: {INSIDE}: ptr=0x... class={SPAN} node=0\n");
+    child("second_amid_the_line").run().aborts_with(&line);
 }
 
 #[test]
