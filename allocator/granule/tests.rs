@@ -216,3 +216,22 @@ impl Model {
         assert!(source.committed() < self.granules().meta.bytes(), "only metadata is left");
     }
 }
+
+#[test]
+fn shards_double_where_the_lock_is_found_held() {
+    let mut model = Model::new(FakeOs::new());
+    let slot = Slot::small(48);
+    for (contended, active) in
+        [(ENTRIES_JUDGED / TOO_OFTEN, 1), (ENTRIES_JUDGED / TOO_OFTEN + 1, 2)]
+    {
+        {
+            let mut shard = model.granules().shards[0].shard.lock();
+            (shard.entries, shard.contended) = (ENTRIES_JUDGED - 1, contended);
+        }
+        model.take(slot, 1, 0);
+        assert_eq!(model.granules().active(), active, "found held {contended} times");
+        let shard = model.granules().shards[0].shard.lock();
+        assert!(shard.entries < ENTRIES_JUDGED && shard.contended == 0, "it counts anew");
+    }
+    model.finish(&mut Numbers::new(1));
+}
