@@ -271,10 +271,9 @@ impl<O: Os> Granules<O> {
         };
         self.refaults.mapped(SEGMENT);
         let huge = self.taken() >= self.huge_pages_from.get();
-        if huge {
-            // SAFETY: mapped above.
-            unsafe { self.source.advise_huge(base, SEGMENT) };
-        }
+        // A small heap says no as well: where the system's setting is `always`, a touched byte would cost 2 MiB.
+        // SAFETY: mapped above.
+        unsafe { self.source.advise_huge(base, SEGMENT, huge) };
         base.as_ptr().expose_provenance();
         // SAFETY: metadata that nobody else has.
         unsafe { (*segment).open(base, shard as u8, self.source.page_size(), huge) };

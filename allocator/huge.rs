@@ -243,7 +243,7 @@ impl Huge {
         };
         if huge_pages {
             // SAFETY: mapped above.
-            unsafe { source.advise_huge(at, len) };
+            unsafe { source.advise_huge(at, len, true) };
         }
         let origin = self.origin();
         self.enlist(Mapping { at: at.as_ptr() as usize, len, mapped: len, origin });
@@ -426,7 +426,7 @@ impl Huge {
         };
         if huge_pages && new > mapping.mapped {
             // SAFETY: mapped, and the block's.
-            unsafe { source.advise_huge(to, new) };
+            unsafe { source.advise_huge(to, new, true) };
         }
         to.as_ptr().expose_provenance();
         let origin = self.origin();

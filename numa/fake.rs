@@ -295,11 +295,11 @@ unsafe impl Os for FakeOs {
         unsafe { Linux.purge(at, len) }
     }
 
-    unsafe fn advise_huge(&self, at: NonNull<u8>, len: usize) -> Result<(), Errno> {
+    unsafe fn advise_huge(&self, at: NonNull<u8>, len: usize, yes: bool) -> Result<(), Errno> {
         self.script()?;
         self.ranges().around(at, len);
         // SAFETY: the caller's promise.
-        unsafe { Linux.advise_huge(at, len) }
+        unsafe { Linux.advise_huge(at, len, yes) }
     }
 
     unsafe fn remap(

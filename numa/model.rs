@@ -117,7 +117,7 @@ unsafe impl Os for NoMemory {
         Err(Errno(libc::ENOMEM))
     }
 
-    unsafe fn advise_huge(&self, _: NonNull<u8>, _: usize) -> Result<(), Errno> {
+    unsafe fn advise_huge(&self, _: NonNull<u8>, _: usize, _: bool) -> Result<(), Errno> {
         Err(Errno(libc::ENOMEM))
     }
 

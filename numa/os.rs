@@ -55,14 +55,14 @@ pub unsafe trait Os: Sync {
     /// The range was mapped here and nobody needs its contents.
     unsafe fn purge(&self, at: NonNull<u8>, len: usize) -> Result<(), Errno>;
 
-    /// Asks for huge pages behind `[at, at + len)`.
+    /// Asks for huge pages behind `[at, at + len)`, or for none.
     ///
     /// # Errors
     /// The kernel's number; the range is as it was.
     ///
     /// # Safety
     /// The range was mapped here.
-    unsafe fn advise_huge(&self, at: NonNull<u8>, len: usize) -> Result<(), Errno>;
+    unsafe fn advise_huge(&self, at: NonNull<u8>, len: usize, yes: bool) -> Result<(), Errno>;
 
     /// Makes the mapping of `old` bytes at `at` one of `new` bytes: in place of the mapping `onto`, or, where there is
     /// none, here if it can and somewhere else if it must.
@@ -191,9 +191,10 @@ unsafe impl Os for Linux {
         zero_or_errno(|| unsafe { libc::madvise(at.as_ptr().cast(), len, libc::MADV_DONTNEED) })
     }
 
-    unsafe fn advise_huge(&self, at: NonNull<u8>, len: usize) -> Result<(), Errno> {
+    unsafe fn advise_huge(&self, at: NonNull<u8>, len: usize, yes: bool) -> Result<(), Errno> {
+        let advice = if yes { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
         // SAFETY: the advice changes no contents.
-        zero_or_errno(|| unsafe { libc::madvise(at.as_ptr().cast(), len, libc::MADV_HUGEPAGE) })
+        zero_or_errno(|| unsafe { libc::madvise(at.as_ptr().cast(), len, advice) })
     }
 
     unsafe fn remap(

@@ -273,13 +273,13 @@ impl<O: Os> PageSource<O> {
         done
     }
 
-    /// Asks for huge pages; a refusal is counted and costs nothing else.
+    /// Asks for huge pages, or for none; a refusal is counted and costs nothing else.
     ///
     /// # Safety
     /// The range was mapped here.
-    pub unsafe fn advise_huge(&self, at: NonNull<u8>, len: usize) {
+    pub unsafe fn advise_huge(&self, at: NonNull<u8>, len: usize, yes: bool) {
         // SAFETY: the caller's promise.
-        self.counted(unsafe { self.os.advise_huge(at, len) });
+        self.counted(unsafe { self.os.advise_huge(at, len, yes) });
     }
 
     /// Makes a wholly committed mapping longer or shorter, moving it if it must; `align` (a power of two) holds for the

@@ -91,7 +91,7 @@ unsafe impl Os for Kernel {
         unsafe { Linux.purge(at, len) }
     }
 
-    unsafe fn advise_huge(&self, _: NonNull<u8>, _: usize) -> Result<(), Errno> {
+    unsafe fn advise_huge(&self, _: NonNull<u8>, _: usize, _: bool) -> Result<(), Errno> {
         Ok(())
     }
 

@@ -21,7 +21,8 @@ pub(crate) fn frees_and_looks() {
         });
     }
     let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-    let huge = maps.lines().filter(|l| l.starts_with("VmFlags:") && l.contains(" hg")).count();
+    let flagged = |flag| segments(&maps).filter(|flags| flags.contains(flag)).count();
+    let (huge, small) = (flagged(" hg"), flagged(" nh"));
     for block in blocks.drain(..) {
         // SAFETY: allocated above, freed once.
         unsafe { dealloc(block, layout) };
@@ -37,11 +38,26 @@ pub(crate) fn frees_and_looks() {
     })
     .unwrap();
     let retained = nearheap::stats().system.retained_bytes;
-    eprint!("{cached} {retained} {huge}");
+    eprint!("{cached} {retained} {huge} {small}");
+}
+
+/// The flags of the mappings that are segments, by their addresses: the kernel has flags of its own for stacks.
+fn segments(maps: &str) -> impl Iterator<Item = &str> {
+    let of_segment = |range: &str| {
+        let (from, to) = range.split_once('-')?;
+        let end = |text| u64::from_str_radix(text, 16).ok();
+        Some((end(from)? | end(to)?).is_multiple_of(4 << 20))
+    };
+    let mut inside = false;
+    maps.lines().filter_map(move |line| {
+        let first = line.split(' ').next().unwrap_or_default();
+        inside = of_segment(first).unwrap_or(inside);
+        line.strip_prefix("VmFlags:").filter(|_| inside)
+    })
 }
 
 /// What the scenario prints with one variable set.
-fn with(option: &str, value: &str) -> [u64; 3] {
+fn with(option: &str, value: &str) -> [u64; 4] {
     let text = child("frees_and_looks").env(option, value).run().succeeds();
     let numbers: Vec<u64> = text.split(' ').map(|n| n.parse().unwrap()).collect();
     numbers.try_into().unwrap()
@@ -66,14 +82,19 @@ fn a_cache_holds_what_it_may(
 #[case("4M", 0..6 << 20)]
 #[case("1G", 13 << 20..20 << 20)]
 fn free_pages_are_kept_up_to_retain(#[case] value: &str, #[case] bytes: std::ops::Range<u64>) {
-    let [_, retained, _] = with("NEARHEAP_RETAIN", value);
+    let [_, retained, ..] = with("NEARHEAP_RETAIN", value);
     assert!(bytes.contains(&retained), "{retained} bytes");
 }
 
+/// Where the kernel gives huge pages to everybody, a small heap has to refuse them.
 #[rstest]
-#[case("on", true)]
-#[case("off", false)]
-fn huge_pages_are_asked_for_or_not(#[case] value: &str, #[case] asked: bool) {
-    let [.., mappings] = with("NEARHEAP_HUGE_PAGES", value);
-    assert_eq!(mappings > 0, asked, "{mappings} mappings");
+#[case("on", true, false)]
+#[case("off", false, true)]
+fn huge_pages_are_asked_for_or_refused(
+    #[case] value: &str,
+    #[case] asked: bool,
+    #[case] refused: bool,
+) {
+    let [.., huge, small] = with("NEARHEAP_HUGE_PAGES", value);
+    assert_eq!((huge > 0, small > 0), (asked, refused), "{huge} and {small} mappings");
 }
