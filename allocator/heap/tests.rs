@@ -5,6 +5,7 @@ mod exhaustion;
 mod forks;
 mod impossible;
 mod limits;
+mod purging;
 
 use super::*;
 use crate::class::SPAN_ALIGN;
