@@ -213,6 +213,17 @@ impl Cache {
         true
     }
 
+    /// The block that the next `pop` of a slot returns.
+    ///
+    /// # Safety
+    /// As for [`slice`](Self::slice).
+    #[cfg(all(feature = "c-interface", not(loom)))]
+    pub(crate) unsafe fn latest(&self, slot: Slot) -> Option<*mut u8> {
+        let n = self.state(slot).n.checked_sub(1)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.slice(slot) }.get(n).copied()
+    }
+
     /// What a slot's word says.
     pub(crate) fn state(&self, slot: Slot) -> State {
         State::of(self.words[slot.index()].load(Ordering::Relaxed))

@@ -8,7 +8,6 @@
 
 use crate::report::Line;
 use core::cell::UnsafeCell;
-use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, Ordering};
 use nearheap_numa::os;
 
@@ -42,7 +41,7 @@ pub(crate) struct Fault {
     pub(crate) misuse: Misuse,
     /// The address that came back.
     pub(crate) address: usize,
-    /// Bytes of a block as the caller's `Layout` has it.
+    /// Bytes of a block as the caller's `Layout` has it; 0 where the caller doesn't say.
     pub(crate) size: usize,
 }
 
@@ -62,14 +61,16 @@ pub(crate) fn die(fault: Fault) -> ! {
         (0..1000).for_each(|_| os::nap());
     } else {
         let mut line = Line::new();
-        // A line that doesn't take all of it ends where it is full; there is nobody to tell.
-        let _ = writeln!(
-            line,
-            "nearheap: fatal: {}: ptr={:#x} class={} node=0",
+        line.push(format_args!(
+            "nearheap: fatal: {}: ptr={:#x}",
             fault.misuse.words(),
-            fault.address,
-            fault.size
-        );
+            fault.address
+        ));
+        if fault.size != 0 {
+            line.push(format_args!(" class={}", fault.size));
+        }
+        line.push(format_args!(" node=0"));
+        let _ = line.finish();
         os::write(2, line.as_bytes());
         // SAFETY: the swap above lets one thread in, once.
         unsafe { *LAST_WORDS.0.get() = Some(line) };

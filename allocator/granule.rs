@@ -11,6 +11,7 @@
 #![allow(clippy::indexing_slicing, reason = "shards are indexed by remainders of their number")]
 
 use crate::class::{Classes, GRANULE, Slot};
+use crate::extents::Extents;
 use crate::fault::{Fault, Misuse};
 use crate::map::SegmentMap;
 use crate::meta::{Meta, pages_of};
@@ -48,6 +49,8 @@ pub(crate) struct Granules<O> {
     pub(crate) meta: Meta,
     pub(crate) classes: Classes,
     map: SegmentMap,
+    /// Where blocks begin and end, for those who don't know their sizes.
+    pub(crate) extents: Extents,
     pub(crate) shards: [CachePadded<Place>; SHARDS],
     /// Shards in use beside the first.
     others: AtomicUsize,
@@ -118,6 +121,7 @@ impl<O: Os> Granules<O> {
                 meta: Meta::new(),
                 classes: Classes::new(),
                 map: SegmentMap::new(),
+                extents: Extents::new(),
                 shards: crate::repeat!(CachePadded::new(Place {
                     shard: Lock::new(Shard::new()),
                     taken: AtomicUsize::new(0),
@@ -206,19 +210,23 @@ impl<O: Os> Granules<O> {
     ) -> Result<usize, Refusal> {
         let shape = self.shape(slot);
         let size = shape.0 * GRANULE;
-        self.search(home, |shard, tally| {
+        let n = self.search(home, |shard, tally| {
             let n = shard.take(shape, out, &self.source, tally);
             ((n > 0).then_some(n), n * size)
-        })
+        })?;
+        self.extents.mark(out.get(..n).unwrap_or_default(), shape.0);
+        Ok(n)
     }
 
     /// Takes one span, and the bytes from its beginning on that may be other than zero.
     pub(crate) fn take_span(&self, slot: Slot, home: usize) -> Result<(*mut u8, usize), Refusal> {
         let shape = self.shape(slot);
-        self.search(home, |shard, tally| {
+        let span = self.search(home, |shard, tally| {
             let span = shard.take_span(shape, &self.source, tally);
             (span, if span.is_some() { shape.0 * GRANULE } else { 0 })
-        })
+        })?;
+        self.extents.mark(&[span.0], shape.0);
+        Ok(span)
     }
 
     /// Asks the home shard, then the others where nobody is inside, then for a fresh segment, and at last everywhere.
@@ -278,10 +286,12 @@ impl<O: Os> Granules<O> {
         // SAFETY: metadata that nobody else has.
         unsafe { (*segment).open(base, shard as u8, self.source.page_size(), huge) };
         let address = base.as_ptr() as usize;
-        let listed = self.map.publish(address, segment, &self.meta, &self.source)
+        let listed = self.extents.open(address, &self.meta, &self.source)
+            && self.map.publish(address, segment, &self.meta, &self.source)
             && self.list(shard, segment);
         if !listed {
             self.map.withdraw(address);
+            self.extents.close(address, &self.source);
             // SAFETY: mapped above, never handed out.
             unsafe { self.source.unmap(base, SEGMENT, 0) };
             self.keep_metadata(segment);
@@ -398,6 +408,7 @@ impl<O: Os> Granules<O> {
             let segment = unsafe { &mut *segment };
             let done = segment.give(&blocks[i..], k, now_ms, tally);
             if done.n > 0 {
+                self.extents.unmark(blocks.get(i..i + done.n).unwrap_or_default(), k);
                 let g = Segment::granule(blocks[i] as usize);
                 inside.given(segment, g, done.end - g, done.pages);
                 given |= (u64::MAX >> (64 - done.n)) << i;
@@ -429,6 +440,7 @@ impl<O: Os> Granules<O> {
             }
             let fits = segment.resize(g, (old, new), &self.source, tally);
             if fits && new != old {
+                self.extents.resize(block, old, new);
                 // Growing counts as well: the chunk where it ends may have been an empty one.
                 inside.given(segment, g + old.min(new), old.abs_diff(new), new < old);
             }
@@ -449,6 +461,8 @@ impl<O: Os> Granules<O> {
         let Some(at) = NonNull::new(core::ptr::with_exposed_provenance_mut(base)) else {
             return false;
         };
+        // Once the range is unmapped it may be another segment's.
+        self.extents.close(base, &self.source);
         // SAFETY: mapped by `grow`; empty, so nobody has a block of it.
         let gone = unsafe { self.source.unmap(at, SEGMENT, dirty) };
         if gone {
@@ -470,8 +484,23 @@ impl<O: Os> Granules<O> {
         let (base, shard) = unsafe { ((*segment).base(), (*segment).shard()) };
         // The leaf is there since the first publication, and a place was free a moment ago; where another segment took
         // it, there may be no memory for more places: then the range stays mapped and unused, as the kernel has it.
-        let _ =
-            self.map.publish(base, segment, &self.meta, &self.source) && self.list(shard, segment);
+        let _ = self.extents.open(base, &self.meta, &self.source)
+            && self.map.publish(base, segment, &self.meta, &self.source)
+            && self.list(shard, segment);
+    }
+
+    /// What is wrong with an address in a segment at which no block is out; `None`: it is in no segment.
+    #[cfg(all(feature = "c-interface", not(loom)))]
+    pub(crate) fn misuse_at(&self, address: usize) -> Option<Misuse> {
+        // SAFETY: null, or metadata, which stays readable (N2).
+        let shard = unsafe { self.map.find(address).as_ref()? }.shard();
+        let _inside = self.shards[shard % SHARDS].shard.lock();
+        // SAFETY: published, asked under the lock of its shard (N2), which protects it (R3); or another shard's by now,
+        // of which only words are read, on the way to the end of the process.
+        let segment = unsafe { self.map.find(address).as_mut()? };
+        let free = address.is_multiple_of(GRANULE)
+            && segment.check(Segment::granule(address), 1) == Err(Misuse::DoubleFree);
+        Some(if free { Misuse::DoubleFree } else { Misuse::NotABlock })
     }
 
     /// Enters every lock, in order, and stays inside: for `fork`.

@@ -381,6 +381,16 @@ impl Huge {
         Ok(mapping.mapped)
     }
 
+    /// Bytes of the block at an address; or what is wrong with it.
+    #[cfg(all(feature = "c-interface", not(loom)))]
+    pub(crate) fn len_of(&self, address: usize) -> Result<usize, Misuse> {
+        let mut table = self.table.lock();
+        match table.find(address) {
+            Some(mapping) => Ok(mapping.len),
+            None => Err(table.misuse_at(address)),
+        }
+    }
+
     /// Unmaps; where the kernel refuses, purges the range, and keeps it for another attempt if there is room, else leaves
     /// it behind: each is in the counts of refusals.
     fn unmap<O: Os>(&self, mapping: Mapping, source: &PageSource<O>) {

@@ -21,6 +21,7 @@
 //! | `granule`, `shard`, `segment`, `chunk`, `scan` | the granule heap, from the whole to the bit |
 //! | `huge` | blocks with a mapping of their own |
 //! | `map`, `meta` | from addresses to segments; memory for all of these |
+//! | `foreign`, `extents` | the same heap for those who free without a size (feature `c-interface`, internal) |
 //! | `start`, `fork`, `exit`, `registry` | the life of the process and of its threads |
 //! | `options`, `value`, `config`, `settings`, `cgroup` | what can be set, and what is in force |
 //! | `numa` | what a program asks about NUMA nodes |
@@ -57,7 +58,13 @@ mod class;
 mod config;
 #[cfg(not(loom))]
 mod exit;
+// Two files, so that what asks for it needs no conditions.
+#[cfg_attr(not(all(feature = "c-interface", not(loom))), path = "no_extents.rs")]
+mod extents;
 mod fault;
+#[cfg(all(feature = "c-interface", not(loom)))]
+#[doc(hidden)]
+pub mod foreign;
 #[cfg(not(loom))]
 mod fork;
 #[cfg(not(loom))]

@@ -62,6 +62,13 @@ impl Ledger {
         self.add(slot, u64::from(alloc), u64::from(!alloc));
     }
 
+    /// Counts a block that changed its slot where it stands, for a thread without a cache.
+    #[cfg(all(feature = "c-interface", not(loom)))]
+    pub(crate) fn count_move(&self, from: Slot, to: Slot) {
+        self.count(from, false);
+        self.count(to, true);
+    }
+
     /// Counts one operation on a huge block of a thread without a cache.
     pub(crate) fn count_huge(&self, alloc: bool, bytes: usize) {
         let h = &self.huge;

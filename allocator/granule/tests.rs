@@ -17,7 +17,7 @@ impl Granules<FakeOs> {
     /// Looks at every segment, and says what they hold.
     pub(crate) fn audit(&self) -> Held {
         let spare = self.spare.lock().n * pages_of::<Segment, FakeOs>(&self.source);
-        let metadata = self.meta.bytes() - spare;
+        let metadata = self.meta.bytes() - spare - self.extents.purged_bytes(&self.source);
         let mut held = Held { segments: 0, dirty: 0, retained: 0, metadata };
         for place in &self.shards {
             let mut shard = place.shard.lock();
@@ -62,7 +62,9 @@ struct Model {
 impl Model {
     fn new(os: FakeOs) -> Self {
         let by_slot = std::vec![Vec::new(); SLOTS];
-        Self { heap: Box::new(Heap::new(os)), live: BTreeMap::new(), by_slot, bytes: 0 }
+        let heap = Box::new(Heap::new(os));
+        heap.granules.extents.activate();
+        Self { heap, live: BTreeMap::new(), by_slot, bytes: 0 }
     }
 
     fn granules(&self) -> &Granules<FakeOs> {
@@ -191,6 +193,8 @@ impl Model {
         let source = &self.granules().source;
         let held = self.granules().audit();
         assert_eq!(self.granules().taken(), self.bytes, "bytes out");
+        let blocks = self.live.iter().map(|(&at, &slot)| (at, self.size(slot)));
+        assert!(self.granules().extents.are_exact(blocks), "W1, W2");
         assert_eq!(source.retained(), held.retained, "G4");
         assert_eq!(source.committed(), held.dirty + held.metadata, "P1");
         let mapped = source.os().mapped();

@@ -1,0 +1,82 @@
+//! Whoever calls: threads, forks, loaded libraries, C++, privileged programs, programs linked with the library.
+
+use crate::build::{cxx_program, library, linked_program, plugin, program, run};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::process::Command;
+
+fn good(command: &mut Command) {
+    let run = run(command.env("LD_PRELOAD", library()));
+    assert_eq!(
+        (run.end.as_str(), run.stdout.as_str(), run.stderr.as_str()),
+        ("exit 0", "good\n", "")
+    );
+}
+
+#[test]
+fn threads_and_forks() {
+    good(&mut Command::new(program("threads")));
+}
+
+#[test]
+fn threads_and_forks_with_small_caches() {
+    good(
+        Command::new(program("threads"))
+            .env("NEARHEAP_CACHE_BYTES", "0")
+            .env("NEARHEAP_RETAIN", "0"),
+    );
+}
+
+/// Blocks cross between a program and what it loads, and constructors are served; `dlclose` doesn't unload the allocator,
+/// whoever loaded it.
+#[test]
+fn loaded_libraries() {
+    good(Command::new(program("load")).arg(plugin("plugin")).arg(library()));
+}
+
+#[test]
+fn loaded_by_nobody_before() {
+    let run = run(Command::new(program("load")).arg(plugin("plugin")).arg(library()));
+    assert_eq!(
+        (run.end.as_str(), run.stdout.as_str(), run.stderr.as_str()),
+        ("exit 0", "good\n", "")
+    );
+}
+
+#[test]
+fn new_and_delete() {
+    good(&mut Command::new(cxx_program("forms")));
+}
+
+/// A program that is linked with the library needs no `LD_PRELOAD`.
+#[test]
+fn linked() {
+    let run = run(Command::new(linked_program("hello")).env("NEARHEAP_STATS", "1"));
+    assert_eq!((run.end.as_str(), run.stdout.as_str()), ("exit 5", "hello\n"));
+    assert!(run.stderr.contains("nearheap: total heap usage: "), "{}", run.stderr);
+}
+
+/// A program with more privileges than its caller ignores every variable. Only root can make one that isn't root's.
+#[test]
+fn set_user() {
+    const NOBODY: u32 = 65534;
+    // SAFETY: asks for the user.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("not run: needs root");
+        return;
+    }
+    let hello = linked_program("hello");
+    let privileged = hello.with_extension("privileged");
+    std::fs::copy(&hello, &privileged).unwrap();
+    let mut command = Command::new(&privileged);
+    command.env("NEARHEAP_STATS", "1").env("NEARHEAP_NONSENSE", "1");
+    let before = run(&mut command);
+    assert!(before.stderr.contains("NEARHEAP_NONSENSE"), "{}", before.stderr);
+
+    chown(&privileged, Some(NOBODY), Some(NOBODY)).unwrap();
+    std::fs::set_permissions(&privileged, std::fs::Permissions::from_mode(0o4755)).unwrap();
+    let after = run(&mut command);
+    assert_eq!(
+        (after.end.as_str(), after.stdout.as_str(), after.stderr.as_str()),
+        ("exit 5", "hello\n", "")
+    );
+}
