@@ -188,7 +188,7 @@ impl Thread<'_> {
         let quick = slot.and_then(|slot| unsafe { self.cache.pop(slot) });
         let block = quick.map_or_else(
             // SAFETY: the cache is this thread's.
-            || unsafe { self.world.heap.alloc(Some(self.cache), layout, false).0 },
+            || unsafe { self.world.heap.alloc(Some(self.cache), layout).0 },
             |block| block.as_ptr(),
         ) as usize;
         if block == 0 {
