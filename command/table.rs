@@ -68,16 +68,14 @@ impl Row {
 fn wrapped(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
-        if let Some(line) = lines.last_mut() {
-            if line.is_empty() || line.len() + 1 + word.len() <= width {
-                if !line.is_empty() {
-                    line.push(' ');
-                }
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.len() + 1 + word.len() <= width => {
+                line.push(' ');
                 line.push_str(word);
-                continue;
             }
+            _ => lines.push(word.to_string()),
         }
-        lines.push(word.to_string());
     }
     lines
 }

@@ -43,8 +43,8 @@ pub(crate) fn one(dump: &Dump) -> String {
     let most_bytes = dump.classes.iter().map(|c| c.in_use_bytes).max().unwrap_or(0);
     let _ = writeln!(
         out,
-        "\n{:>10}  {:>12}  {:>12}  {:>10}  {:>10}  {:<BAR$}  {}",
-        "class", "allocations", "in use", "blocks", "cached", "allocations", "in use"
+        "\n{:>10}  {:>12}  {:>12}  {:>10}  {:>10}  {:<BAR$}  in use",
+        "class", "allocations", "in use", "blocks", "cached", "allocations"
     );
     for c in &dump.classes {
         let line = format!(
@@ -82,8 +82,8 @@ pub(crate) fn two(before: &Dump, after: &Dump) -> String {
     let most = pairs.iter().map(grown).max().unwrap_or(0);
     let _ = writeln!(
         out,
-        "\n{:>10}  {:>14}  {:>14}  {:>12}  {}",
-        "class", "allocations", "in use bytes", "blocks", "in use"
+        "\n{:>10}  {:>14}  {:>14}  {:>12}  in use",
+        "class", "allocations", "in use bytes", "blocks"
     );
     for (b, a) in pairs.iter().filter(|(b, a)| b != a) {
         let sign = if a.in_use_bytes < b.in_use_bytes { "-" } else { "+" };
