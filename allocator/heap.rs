@@ -16,15 +16,16 @@ use crate::options::Values;
 use crate::purge::Budget;
 use crate::registry::{Ledger, Registry};
 use core::alloc::Layout;
-use core::ptr;
+use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use core::{ptr, slice};
 use nearheap_numa::lock::Lock;
 use nearheap_numa::sync::{AtomicUsize, Late};
 use nearheap_numa::{Os, const_unless_loom};
 
 /// A cache may hold this much, and a share of what is live, before its slots stop growing.
 const CACHE_FLOOR: usize = 32 << 10;
-const CACHE_SHARE: usize = 32;
+const CACHE_SHARE: usize = 8;
 
 /// Beyond the share of each, the magazines may keep as much as free pages are kept at least, and a part of what is
 /// committed.
@@ -205,29 +206,24 @@ impl<O: Os> Heap<O> {
     unsafe fn refill(&self, cache: &Cache, slot: Slot) -> *mut u8 {
         // SAFETY: the caller's promise.
         unsafe { self.tend(cache) };
-        let cap = self.cap(cache, slot);
+        let (cap, size) = (self.cap(cache, slot), self.granules.classes.bytes(slot));
         let want = cap.div_ceil(2);
-        let mut batch = [ptr::null_mut(); GIVE_MAX];
-        let batch = batch.get_mut(..want).unwrap_or_default();
-        let mut got = self.depot.pop(slot, self.granules.classes.bytes(slot), batch);
+        // The slot is empty, so its places are written before its word tells of them (T4).
+        // SAFETY: the caller's promise; nothing else uses the places while a part of them is borrowed.
+        let places = || unsafe { cache.slice(slot) }.get_mut(..want).unwrap_or_default();
+        let mut got = self.depot.pop(slot, size, places());
         if got == 0 {
             self.reuse_kept();
             let home = cache.home.get();
-            got = self.insist(Some(cache), || self.granules.take(slot, home, batch)).unwrap_or(0);
+            let take = || self.granules.take(slot, home, places());
+            got = self.insist(Some(cache), take).unwrap_or(0);
             // The lowest address on top, so that the program walks upwards.
-            batch.get_mut(..got).unwrap_or_default().reverse();
+            places().get_mut(..got).unwrap_or_default().reverse();
         }
-        let Some((&block, rest)) = batch.get(..got).and_then(<[_]>::split_last) else {
-            return ptr::null_mut();
-        };
-        // SAFETY: the caller's promise; the slot is empty.
-        let items = unsafe { cache.slice(slot) };
-        if let Some(items) = items.get_mut(..rest.len()) {
-            items.copy_from_slice(rest);
-        }
+        let Some(n) = got.checked_sub(1) else { return ptr::null_mut() };
+        let block = places().get(n).copied().unwrap_or(ptr::null_mut());
         let State { allocs, .. } = cache.state(slot);
-        let n = rest.len();
-        cache.hold(slot, self.granules.classes.bytes(slot), cap);
+        cache.hold(slot, size, cap);
         cache.settle(
             slot,
             State { n, room: cap.max(n) - n, allocs: allocs + 1 },
@@ -256,20 +252,28 @@ impl<O: Os> Heap<O> {
         // SAFETY: the caller's promise.
         let items = unsafe { cache.slice(slot) };
         cache.hold(slot, self.granules.classes.bytes(slot), cap);
-        let go = if n < cap { 0 } else { n.div_ceil(2) };
-        let mut batch = [ptr::null_mut(); GIVE_MAX];
-        let batch = batch.get_mut(..go).unwrap_or_default();
-        if go > 0 {
-            batch.copy_from_slice(items.get(..go).unwrap_or_default());
-            cache.unsettle(slot);
-            items.copy_within(go..n, 0);
+        if n < cap {
+            if let Some(place) = items.get_mut(n) {
+                *place = block;
+            }
+            cache.settle(slot, State { n: n + 1, room: cap - n - 1, allocs }, 0);
+            return Ok(());
         }
+        let go = n.div_ceil(2);
+        // Not filled with anything first: that would take as long as all the rest.
+        let mut batch = [const { MaybeUninit::uninit() }; GIVE_MAX / 2];
+        let batch = batch.get_mut(..go).unwrap_or_default();
+        batch.iter_mut().zip(&*items).for_each(|(to, &from)| _ = to.write(from));
+        // SAFETY: every place was written, as the slot has more than `go` items.
+        let batch = unsafe { slice::from_raw_parts(batch.as_ptr().cast(), batch.len()) };
+        cache.unsettle(slot);
+        items.copy_within(go..n, 0);
         let n = n - go;
         if let Some(place) = items.get_mut(n) {
             *place = block;
         }
         cache.settle(slot, State { n: n + 1, room: cap - n - 1, allocs }, -go.cast_signed());
-        if go > 0 { self.store(slot, batch) } else { Ok(()) }
+        self.store(slot, batch)
     }
 
     /// Puts free blocks (at most 32) into the magazine, and what that has no room for into the granule heap.
@@ -277,20 +281,22 @@ impl<O: Os> Heap<O> {
         let Granules { meta, source, classes, .. } = &self.granules;
         let sparse = self.sparse.load(Ordering::Relaxed);
         let more = self.knobs.retain() + source.committed() / KEPT_SHARE;
-        let mut budget = if sparse { 0 } else { more };
-        let mut overflow = [ptr::null_mut(); GIVE_MAX];
-        let n = loop {
-            match self.depot.push(slot, classes.bytes(slot), blocks, budget, &mut overflow) {
-                Pushed::Kept(n) => break n,
-                // Without memory for more, it makes room as if it had its share.
-                Pushed::Full if !self.depot.extend(slot, meta, source) => budget = 0,
-                Pushed::Full => {}
+        let budget = if sparse { 0 } else { more };
+        loop {
+            match self.depot.push(slot, classes.bytes(slot), blocks, budget) {
+                Pushed::Kept => return Ok(()),
+                Pushed::Full if self.depot.extend(slot, meta, source) => {}
+                Pushed::Full | Pushed::Over => return self.spill(slot, blocks),
             }
-        };
-        match overflow.get_mut(..n) {
-            Some(rest) if n > 0 => self.granules.give(slot, rest),
-            _ => Ok(()),
         }
+    }
+
+    #[inline(never)]
+    fn spill(&self, slot: Slot, blocks: &[*mut u8]) -> Result<(), Fault> {
+        let mut overflow = [ptr::null_mut(); GIVE_MAX];
+        let size = self.granules.classes.bytes(slot);
+        let n = self.depot.push_and_pop(slot, size, blocks, &mut overflow);
+        self.granules.give(slot, overflow.get_mut(..n).unwrap_or_default())
     }
 
     /// Before the heap grows any further: what the magazines keep of other sizes may do as well.

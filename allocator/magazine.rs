@@ -65,10 +65,12 @@ pub(crate) struct Depot {
 /// What a magazine did with blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pushed {
-    /// It keeps them, and has let go of so many others.
-    Kept(usize),
+    /// It keeps them.
+    Kept,
     /// It needs another extent.
     Full,
+    /// It may not keep more than it has: [`push_and_pop`](Depot::push_and_pop).
+    Over,
 }
 
 fn room_of(slot: Slot) -> usize {
@@ -89,6 +91,10 @@ impl Stack {
             f(&mut extent[at % EXTENT..][..here]);
             at += here;
         }
+    }
+
+    fn places_in_all(&self) -> usize {
+        (self.extents + 1) * EXTENT
     }
 
     fn pop(&mut self, out: &mut [*mut u8]) {
@@ -154,40 +160,55 @@ impl Depot {
         n
     }
 
-    /// Takes `blocks` of `size` bytes in (at most half of [`GIVE_MAX`]), if there is room, which is made by putting others
-    /// into `overflow` where this magazine has its share and all together hold `budget` bytes.
+    /// Takes `blocks` of `size` bytes in, if it has places for them, and has not its share already while all together hold
+    /// `budget` bytes.
     pub(crate) fn push(
         &self,
         slot: Slot,
         size: usize,
         blocks: &[*mut u8],
         budget: usize,
-        overflow: &mut [*mut u8; GIVE_MAX],
     ) -> Pushed {
-        let Some(magazine) = self.of(slot) else {
-            overflow[..blocks.len()].copy_from_slice(blocks);
-            return Pushed::Kept(blocks.len());
-        };
+        let Some(magazine) = self.of(slot) else { return Pushed::Over };
         let over = self.kept() + blocks.len() * size > budget;
         let mut stack = magazine.stack.lock();
         let n = stack.n + blocks.len();
-        let places = (stack.extents + 1) * EXTENT;
-        if n > places && !over && places < EXTENT * EXTENTS {
+        let places = stack.places_in_all();
+        if over && n > room_of(slot) || n > places && places == EXTENT * EXTENTS {
+            return Pushed::Over;
+        }
+        if n > places {
             return Pushed::Full;
         }
-        let mut out = 0;
-        if n > room_of(slot) && over || n > places {
-            // A whole batch goes, so that the next blocks find room.
-            out = stack.n.min(GIVE_MAX);
-            stack.pop(&mut overflow[..out]);
-        }
-        let (keep, rest) = blocks.split_at(blocks.len().min(places - stack.n));
+        stack.push(blocks);
+        magazine.count.store(stack.n as u32, Ordering::Relaxed);
+        self.kept.fetch_add(blocks.len() * size, Ordering::Relaxed);
+        Pushed::Kept
+    }
+
+    /// Takes `blocks` of `size` bytes (at most half of [`GIVE_MAX`]) in, after a whole batch of others was put into `overflow`,
+    /// so that the next blocks find room. How many those are.
+    pub(crate) fn push_and_pop(
+        &self,
+        slot: Slot,
+        size: usize,
+        blocks: &[*mut u8],
+        overflow: &mut [*mut u8; GIVE_MAX],
+    ) -> usize {
+        let Some(magazine) = self.of(slot) else {
+            overflow[..blocks.len()].copy_from_slice(blocks);
+            return blocks.len();
+        };
+        let mut stack = magazine.stack.lock();
+        let out = stack.n.min(GIVE_MAX - blocks.len());
+        stack.pop(&mut overflow[..out]);
+        let (keep, rest) = blocks.split_at(blocks.len().min(stack.places_in_all() - stack.n));
         overflow[out..out + rest.len()].copy_from_slice(rest);
         stack.push(keep);
         magazine.count.store(stack.n as u32, Ordering::Relaxed);
         self.kept.fetch_add(keep.len() * size, Ordering::Relaxed);
         self.kept.fetch_sub(out * size, Ordering::Relaxed);
-        Pushed::Kept(out + rest.len())
+        out + rest.len()
     }
 
     /// Adds places to a magazine that was full. `false`: there is no memory for them.

@@ -30,13 +30,16 @@ fn push(
     blocks: &[*mut u8],
     budget: usize,
 ) -> Vec<*mut u8> {
-    let mut overflow = [ptr::null_mut(); GIVE_MAX];
     loop {
-        match depot.push(slot, slot.size(), blocks, budget, &mut overflow) {
-            Pushed::Kept(n) => return overflow[..n].to_vec(),
+        match depot.push(slot, slot.size(), blocks, budget) {
+            Pushed::Kept => return Vec::new(),
             Pushed::Full => assert!(depot.extend(slot, meta, source)),
+            Pushed::Over => break,
         }
     }
+    let mut overflow = [ptr::null_mut(); GIVE_MAX];
+    let n = depot.push_and_pop(slot, slot.size(), blocks, &mut overflow);
+    overflow[..n].to_vec()
 }
 
 #[rstest]
@@ -88,10 +91,11 @@ fn a_magazine_that_cannot_grow_keeps_its_share() {
     let mut overflow = [ptr::null_mut(); GIVE_MAX];
     let blocks = [ptr::without_provenance_mut(16); 32];
     for _ in 0..4 {
-        assert_eq!(depot.push(slot, 16, &blocks, usize::MAX, &mut overflow), Pushed::Kept(0));
+        assert_eq!(depot.push(slot, 16, &blocks, usize::MAX), Pushed::Kept);
     }
-    assert_eq!(depot.push(slot, 16, &blocks, usize::MAX, &mut overflow), Pushed::Full);
+    assert_eq!(depot.push(slot, 16, &blocks, usize::MAX), Pushed::Full);
     assert!(!depot.extend(slot, &meta, &source));
-    assert_eq!(depot.push(slot, 16, &blocks, 0, &mut overflow), Pushed::Kept(64));
-    assert_eq!(depot.count(slot), 96);
+    assert_eq!(depot.push(slot, 16, &blocks, 0), Pushed::Over);
+    assert_eq!(depot.push_and_pop(slot, 16, &blocks, &mut overflow), 32);
+    assert_eq!(depot.count(slot), 128);
 }

@@ -16,8 +16,10 @@ const SLOT: Slot = Slot::small(48);
 fn exchange(depot: &Depot, blocks: &[usize]) -> Vec<usize> {
     let blocks: Vec<_> = blocks.iter().map(|&block| ptr::without_provenance_mut(block)).collect();
     let mut overflow = [ptr::null_mut(); GIVE_MAX];
-    let pushed = depot.push(SLOT, SLOT.size(), &blocks, 0, &mut overflow);
-    let Pushed::Kept(over) = pushed else { unreachable!("a model's magazine is one extent") };
+    let over = match depot.push(SLOT, SLOT.size(), &blocks, 0) {
+        Pushed::Kept => 0,
+        _ => depot.push_and_pop(SLOT, SLOT.size(), &blocks, &mut overflow),
+    };
     let mut popped = [ptr::null_mut(); 2];
     let n = depot.pop(SLOT, SLOT.size(), &mut popped);
     overflow[..over].iter().chain(&popped[..n]).map(|&block: &*mut u8| block.addr()).collect()

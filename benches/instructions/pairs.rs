@@ -11,6 +11,7 @@
 //! | `constant-64` | the same with 64 bytes: a power of two, for which mimalloc has a shorter path |
 //! | `opaque-48` | 48 bytes; the compiler does not see the size |
 //! | `random` | sizes from 1 to 1,024 bytes in random order, each size read from a table |
+//! | `shuffled` | the same sizes, 4,096 blocks at a time, freed in an order that has nothing to do with that of their making |
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::hint::black_box;
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let (name, count) = (arguments.next(), arguments.next().and_then(|text| text.parse().ok()));
     let (Some(name), Some(count)) = (name, count) else {
-        eprintln!("usage: pairs empty|constant-48|constant-64|opaque-48|random COUNT");
+        eprintln!("usage: pairs empty|constant-48|constant-64|opaque-48|random|shuffled COUNT");
         return ExitCode::FAILURE;
     };
     match name.as_str() {
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
             (0..count).for_each(|_| pair(black_box(WORDS_6)));
         }
         "random" => random_pairs(count),
+        "shuffled" => shuffled_batches(count),
         _ => {
             eprintln!("pairs: {name}: no such loop");
             return ExitCode::FAILURE;
@@ -90,6 +92,23 @@ fn random_pairs(count: u64) {
     hold(&table[..]);
     for index in 0..count as usize {
         pair(table[index % SIZES]);
+    }
+}
+
+fn shuffled_batches(count: u64) {
+    let table = random_layouts();
+    let mut blocks = vec![std::ptr::null_mut(); SIZES];
+    for _ in 0..count / SIZES as u64 {
+        for (block, layout) in blocks.iter_mut().zip(table.iter()) {
+            // SAFETY: no layout in this program is of zero bytes.
+            *block = black_box(unsafe { alloc(*layout) });
+        }
+        for index in 0..SIZES {
+            // An odd factor visits every place once.
+            let place = index * 1_597 % SIZES;
+            // SAFETY: the block was allocated above with the layout at the same place, and is freed once.
+            unsafe { dealloc(blocks[place], table[place]) };
+        }
     }
 }
 

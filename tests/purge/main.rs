@@ -284,6 +284,9 @@ fn cached(size: u64) -> u64 {
 fn is_idle() {
     let mut blocks = outside(64 * MIB / 96, Block { address: 1, size: 96 });
     let before = rss_bytes();
+    // The threads of the test's harness have caches of their own, which nobody empties for them.
+    nearheap::purge();
+    let others = cached(96);
     let barrier = Barrier::new(2);
     thread::scope(|s| {
         s.spawn(|| {
@@ -302,13 +305,13 @@ fn is_idle() {
         barrier.wait();
         barrier.wait();
         nearheap::purge();
-        assert_ne!(cached(96), 0, "in the cache of the other thread");
+        assert_ne!(cached(96), others, "in the cache of the other thread");
         barrier.wait();
         barrier.wait();
-        assert_ne!(cached(96), 0, "where all threads find them");
+        assert_ne!(cached(96), others, "where all threads find them");
         let held = nearheap::stats().system.committed_bytes;
         let given_back = nearheap::purge();
-        assert_eq!(cached(96), 0);
+        assert_eq!(cached(96), others);
         let system = nearheap::stats().system;
         assert_eq!(system.retained_bytes, 0);
         assert_eq!(system.committed_bytes, held - given_back as u64);
