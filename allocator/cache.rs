@@ -66,6 +66,8 @@ pub(crate) struct Cache {
     pub(crate) tid: AtomicU32,
     /// Its home shard, modulo the shards in use.
     pub(crate) home: Cell<usize>,
+    /// The part of the heap that it takes blocks from: that of the node on which the thread was seen last.
+    pub(crate) part: Part,
     /// The registry's links, under its lock.
     pub(crate) next: Cell<*const Cache>,
     pub(crate) prev: Cell<*const Cache>,
@@ -82,6 +84,20 @@ pub(crate) struct Cache {
 
 // SAFETY: other threads read the atomics only (T1), or what the registry's lock protects.
 unsafe impl Sync for Cache {}
+
+/// The number of a part, which the cache's thread alone writes and the statistics read.
+#[derive(Debug)]
+pub(crate) struct Part(AtomicU32);
+
+impl Part {
+    pub(crate) fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed) as usize
+    }
+
+    pub(crate) fn set(&self, part: usize) {
+        self.0.store(part as u32, Ordering::Relaxed);
+    }
+}
 
 /// What a slot's word says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +151,7 @@ impl Cache {
                 },
                 tid: AtomicU32::new(0),
                 home: Cell::new(0),
+                part: Part(AtomicU32::new(0)),
                 next: Cell::new(ptr::null()),
                 prev: Cell::new(ptr::null()),
                 held: Cell::new(0),

@@ -3,28 +3,29 @@
 //!
 //! R1: never two locks at once. A shard's lock is not held across a call of the kernel.
 //! R2: every give verifies that a block begins at the address and has the extent of its class.
-//! R3: a segment belongs to one shard from its publication to its withdrawal.
+//! R3: a segment belongs to one shard from its publication to its withdrawal, and a shard to one part.
 //!
 //! Any shard can serve any thread; a thread has a home shard so that threads don't meet. The number of shards in use
-//! doubles when locks are found held.
+//! doubles when locks are found held. A thread's home is in the part of its node; where that node is full, the parts of
+//! others serve.
 
 #![allow(clippy::indexing_slicing, reason = "shards are indexed by remainders of their number")]
 
 use crate::class::{Classes, GRANULE, Slot};
 use crate::extents::Extents;
 use crate::fault::{Fault, Misuse};
+use crate::homes::Homes;
 use crate::map::SegmentMap;
 use crate::meta::{Meta, pages_of};
+use crate::part::{Part, PerPart, Place, SHARDS, Traffic};
 use crate::segment::{SEGMENT, Segment, Tally};
 use crate::shard::{Group, Shard};
 use core::ptr::NonNull;
-use crossbeam_utils::CachePadded;
 use nearheap_numa::lock::Lock;
 use nearheap_numa::sync::{AtomicUsize, Late, Ordering};
+use nearheap_numa::topology::available_bytes;
 use nearheap_numa::{Os, PageSource, const_unless_loom, os};
 
-/// Shards there can be; two are enough for every interleaving that a model can have.
-pub(crate) const SHARDS: usize = if cfg!(loom) { 2 } else { 16 };
 /// Blocks that one give takes at most.
 pub(crate) const GIVE_MAX: usize = 64;
 /// Withdrawn segments whose metadata is kept: 16 GiB that come and go at once.
@@ -34,12 +35,17 @@ const ENTRIES_JUDGED: u32 = 1024;
 /// ...which is once in so many.
 const TOO_OFTEN: u32 = 32;
 
-/// One shard, and what others may read of it without its lock.
-#[derive(Debug)]
-pub(crate) struct Place {
-    pub(crate) shard: Lock<Shard>,
-    /// Bytes of blocks that are out: with the program, in caches, in magazines. Written under the lock.
-    pub(crate) taken: AtomicUsize,
+/// How long is taken for true what a node's free memory was.
+const KNOWN_MS: u64 = 100;
+/// This share of a node's memory is left to others, beside what the kernel keeps free.
+const NODE_RESERVE: u64 = 64;
+
+/// Where a thread asks first.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Home {
+    pub(crate) part: usize,
+    /// Modulo the shards in use.
+    pub(crate) shard: usize,
 }
 
 /// The granule heap.
@@ -51,8 +57,9 @@ pub(crate) struct Granules<O> {
     map: SegmentMap,
     /// Where blocks begin and end, for those who don't know their sizes.
     pub(crate) extents: Extents,
-    pub(crate) shards: [CachePadded<Place>; SHARDS],
-    /// Shards in use beside the first.
+    pub(crate) homes: Homes,
+    pub(crate) parts: PerPart<Part>,
+    /// Shards in use in each part beside its first.
     others: AtomicUsize,
     /// Metadata of withdrawn segments, for the next ones.
     spare: Lock<Spare>,
@@ -109,7 +116,7 @@ unsafe impl Send for Spare {}
 pub(crate) enum Refusal {
     /// The hard limit.
     Limit,
-    /// The kernel.
+    /// The kernel, or that the nodes are full on which memory may be.
     Kernel,
 }
 
@@ -122,10 +129,8 @@ impl<O: Os> Granules<O> {
                 classes: Classes::new(),
                 map: SegmentMap::new(),
                 extents: Extents::new(),
-                shards: crate::repeat!(CachePadded::new(Place {
-                    shard: Lock::new(Shard::new()),
-                    taken: AtomicUsize::new(0),
-                })),
+                homes: Homes::new(),
+                parts: PerPart::new(Part::new()),
                 others: AtomicUsize::new(0),
                 spare: Lock::new(Spare { segments: [core::ptr::null_mut(); SPARES], n: 0 }),
                 huge_pages_from: Late::new(),
@@ -140,7 +145,7 @@ impl<O: Os> Granules<O> {
         }
     }
 
-    /// Shards in use.
+    /// Shards in use in each part.
     pub(crate) fn active(&self) -> usize {
         1 + self.others.load(Ordering::Relaxed)
     }
@@ -152,8 +157,39 @@ impl<O: Os> Granules<O> {
 
     /// Bytes of blocks that are out.
     pub(crate) fn taken(&self) -> usize {
-        let used = self.shards.iter().take(self.active());
-        used.map(|p| p.taken.load(Ordering::Relaxed)).sum()
+        if !self.homes.is_several() {
+            return self.taken_of(self.parts.get(0));
+        }
+        self.parts.iter().fold(0, |sum, (_, part)| sum + self.taken_of(part))
+    }
+
+    /// Bytes of blocks of one part that are out.
+    #[inline(never)]
+    pub(crate) fn taken_of(&self, part: &Part) -> usize {
+        let used = part.shards.iter().take(self.active());
+        used.fold(0, |sum, place| sum + place.taken.load(Ordering::Relaxed))
+    }
+
+    /// All shards of all parts.
+    pub(crate) fn places(&self) -> impl Iterator<Item = &Place> {
+        self.parts.iter().flat_map(|(_, part)| part.shards.iter().map(|place| &**place))
+    }
+
+    /// A shard by its number, which is that of its part times [`SHARDS`] and more.
+    #[inline]
+    fn place(&self, shard: usize) -> &Place {
+        &self.parts.get(shard / SHARDS).shards[shard % SHARDS]
+    }
+
+    pub(crate) fn traffic(&self, part: usize) -> &Traffic {
+        &self.parts.get(part).traffic
+    }
+
+    /// The part that an address is in; `None` where it is in no segment.
+    pub(crate) fn part_of(&self, address: usize) -> Option<usize> {
+        // SAFETY: null, or metadata, which stays readable (N2).
+        let segment = unsafe { self.map.find(address).as_ref() };
+        segment.map(|segment| segment.shard() / SHARDS)
     }
 
     fn shape(&self, slot: Slot) -> (usize, usize) {
@@ -205,7 +241,7 @@ impl<O: Os> Granules<O> {
     pub(crate) fn take(
         &self,
         slot: Slot,
-        home: usize,
+        home: Home,
         out: &mut [*mut u8],
     ) -> Result<usize, Refusal> {
         let shape = self.shape(slot);
@@ -219,7 +255,7 @@ impl<O: Os> Granules<O> {
     }
 
     /// Takes one span, and the bytes from its beginning on that may be other than zero.
-    pub(crate) fn take_span(&self, slot: Slot, home: usize) -> Result<(*mut u8, usize), Refusal> {
+    pub(crate) fn take_span(&self, slot: Slot, home: Home) -> Result<(*mut u8, usize), Refusal> {
         let shape = self.shape(slot);
         let span = self.search(home, |shard, tally| {
             let span = shard.take_span(shape, &self.source, tally);
@@ -232,7 +268,7 @@ impl<O: Os> Granules<O> {
     /// Asks the home shard, then the others where nobody is inside, then for a fresh segment, and at last everywhere.
     fn search<T>(
         &self,
-        home: usize,
+        home: Home,
         mut ask: impl FnMut(&mut Shard, &mut Tally) -> (Option<T>, usize),
     ) -> Result<T, Refusal> {
         let active = self.active();
@@ -240,32 +276,121 @@ impl<O: Os> Granules<O> {
             let (found, out) = ask(shard, tally);
             (found, out.cast_signed())
         };
-        for other in 0..active {
-            let place = &self.shards[(home + other) % active];
+        let mut part = self.parts.ensure(home.part, &self.meta, &self.source);
+        let (mut other, mut may_grow) = (0, true);
+        while other < active {
+            let place = self.place(part * SHARDS + (home.shard + other) % active);
             match self.enter(place, other == 0, &mut ask) {
                 Some((Some(found), _)) => return Ok(found),
                 Some((None, true)) => return Err(Refusal::Limit),
-                _ => {}
+                _ => other += 1,
+            }
+            if other == active && self.homes.is_several() {
+                match self.with_room(part, SEGMENT) {
+                    Some(next) if next != part && part == home.part => (part, other) = (next, 0),
+                    found => may_grow = found.is_some(),
+                }
             }
         }
+        let shard = part * SHARDS + home.shard % active;
         // A fresh segment is empty, but others of the same home may be faster; they can't be for ever.
         for _ in 0..64 {
-            if !self.grow(home % active) {
+            if !may_grow || !self.grow(shard) {
                 break;
             }
-            match self.enter(&self.shards[home % active], true, &mut ask) {
+            match self.enter(self.place(shard), true, &mut ask) {
                 Some((Some(found), _)) => return Ok(found),
                 Some((None, true)) => return Err(Refusal::Limit),
                 _ => {}
             }
         }
         // There is no more memory, so it is worth waiting for the shards in which somebody was.
-        for place in &self.shards {
+        for place in self.places() {
             if let Some((Some(found), _)) = self.enter(place, true, &mut ask) {
                 return Ok(found);
             }
         }
         Err(Refusal::Kernel)
+    }
+
+    /// The part that memory of `bytes` bytes is mapped for, when this one asks; `None`: its nodes are full.
+    #[inline]
+    pub(crate) fn part_for(&self, part: usize, bytes: usize) -> Option<usize> {
+        if !self.homes.is_several() {
+            return Some(part);
+        }
+        self.with_room(self.parts.ensure(part, &self.meta, &self.source), bytes)
+    }
+
+    /// The part that memory of `bytes` bytes is mapped for: this one or, where its node is full, the nearest whose node is
+    /// not. Where all are, this one, for the kernel to do what it can; `None` where memory may be on those nodes alone.
+    #[cold]
+    #[inline(never)]
+    fn with_room(&self, part: usize, bytes: usize) -> Option<usize> {
+        if self.has_room(part, bytes) {
+            return Some(part);
+        }
+        let made = |&other: &usize| self.parts.ensure(other, &self.meta, &self.source) == other;
+        let next = self.homes.others(part).filter(made).find(|&other| self.has_room(other, bytes));
+        if next.is_some() {
+            self.traffic(part).spills.fetch_add(1, Ordering::Relaxed);
+        }
+        next.or((!self.homes.is_strict()).then_some(part))
+    }
+
+    /// Whether a part's node has memory for `bytes` more, as far as that can be told.
+    fn has_room(&self, part: usize, bytes: usize) -> bool {
+        let Some((node, topology)) = self.homes.node(part) else { return true };
+        let (traffic, now_ms) = (self.traffic(part), self.source.os().now_ms());
+        let left = traffic.room.load(Ordering::Relaxed);
+        if now_ms < traffic.known_until_ms.load(Ordering::Relaxed) {
+            let rest = left.checked_sub(bytes).filter(|&rest| rest > 0);
+            // Two may take the same bytes: what is left is a share of what there was.
+            if let Some(rest) = rest {
+                traffic.room.store(rest, Ordering::Relaxed);
+                return true;
+            }
+            if left == 0 {
+                return false;
+            }
+        }
+        let Some(free) = available_bytes(self.source.os(), node) else { return true };
+        let reserve = topology.kept_free() + topology.memory_bytes(node) / NODE_RESERVE;
+        let free = free.saturating_sub(reserve);
+        let rest = free.checked_sub(bytes as u64);
+        // A part of the rest goes without another look.
+        traffic.room.store(rest.map_or(0, |rest| rest / 4 + 1) as usize, Ordering::Relaxed);
+        traffic.known_until_ms.store(now_ms + KNOWN_MS, Ordering::Relaxed);
+        rest.is_some()
+    }
+
+    /// Looks again at what the nodes have, after memory was given back.
+    #[cold]
+    pub(crate) fn look_again(&self) {
+        for (_, part) in self.parts.iter() {
+            part.traffic.known_until_ms.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Puts a fresh mapping where memory of the part belongs. A refusal is counted: the memory then lies where it is first
+    /// touched.
+    #[inline]
+    pub(crate) fn put(&self, part: usize, at: NonNull<u8>, len: usize) {
+        if self.homes.is_several() {
+            self.put_on_node(part, at, len);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn put_on_node(&self, part: usize, at: NonNull<u8>, len: usize) {
+        let traffic = self.traffic(part);
+        let turn = traffic.turns.fetch_add(1, Ordering::Relaxed);
+        let Some(on) = self.homes.placement(part, turn) else { return };
+        // SAFETY: the caller's mapping, in whole pages; its contents stay.
+        if unsafe { self.source.os().place(at, len, on) }.is_err() {
+            traffic.refused_binds.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Adds a fresh segment to a shard.
@@ -278,13 +403,14 @@ impl<O: Os> Granules<O> {
             return false;
         };
         self.refaults.mapped(SEGMENT);
+        self.put(shard / SHARDS, base, SEGMENT);
         let huge = self.taken() >= self.huge_pages_from.get();
         // A small heap says no as well: where the system's setting is `always`, a touched byte would cost 2 MiB.
         // SAFETY: mapped above.
         unsafe { self.source.advise_huge(base, SEGMENT, huge) };
         base.as_ptr().expose_provenance();
         // SAFETY: metadata that nobody else has.
-        unsafe { (*segment).open(base, shard as u8, self.source.page_size(), huge) };
+        unsafe { (*segment).open(base, shard as u16, self.source.page_size(), huge) };
         let address = base.as_ptr() as usize;
         let listed = self.extents.open(address, &self.meta, &self.source)
             && self.map.publish(address, segment, &self.meta, &self.source)
@@ -300,7 +426,7 @@ impl<O: Os> Granules<O> {
     }
 
     fn list(&self, shard: usize, segment: *mut Segment) -> bool {
-        let shard = &self.shards[shard].shard;
+        let shard = &self.place(shard).shard;
         loop {
             if shard.lock().list(segment).is_ok() {
                 return true;
@@ -329,6 +455,7 @@ impl<O: Os> Granules<O> {
     }
 
     /// Keeps the metadata of a segment that is published no more; its pages go back to the kernel.
+    #[inline(never)]
     fn keep_metadata(&self, segment: *mut Segment) {
         if let Some(at) = NonNull::new(segment.cast()) {
             let len = pages_of::<Segment, O>(&self.source);
@@ -353,7 +480,7 @@ impl<O: Os> Granules<O> {
         while left != 0 && !blocks.is_empty() {
             let first = blocks[left.trailing_zeros() as usize];
             let shard = self.shard_of(first, slot)?;
-            let place = &self.shards[shard % SHARDS];
+            let place = self.place(shard);
             let done = self.enter(place, true, |inside, tally| {
                 let (given, fault) = self.give_in(inside, shard, slot, blocks, left, now_ms, tally);
                 let bytes = given.count_ones() as usize * self.classes.bytes(slot);
@@ -428,7 +555,7 @@ impl<O: Os> Granules<O> {
             return Ok(false);
         }
         let shard = self.shard_of(block, from)?;
-        let done = self.enter(&self.shards[shard % SHARDS], true, |inside, tally| {
+        let done = self.enter(self.place(shard), true, |inside, tally| {
             let segment = self.map.find(block as usize);
             // SAFETY: null, or metadata (N2); the block is the caller's, so its segment stays published and in its shard.
             let Some(segment) = (unsafe { segment.as_mut() }) else {
@@ -494,7 +621,7 @@ impl<O: Os> Granules<O> {
     pub(crate) fn misuse_at(&self, address: usize) -> Option<Misuse> {
         // SAFETY: null, or metadata, which stays readable (N2).
         let shard = unsafe { self.map.find(address).as_ref()? }.shard();
-        let _inside = self.shards[shard % SHARDS].shard.lock();
+        let _inside = self.place(shard).shard.lock();
         // SAFETY: published, asked under the lock of its shard (N2), which protects it (R3); or another shard's by now,
         // of which only words are read, on the way to the end of the process.
         let segment = unsafe { self.map.find(address).as_mut()? };
@@ -505,7 +632,8 @@ impl<O: Os> Granules<O> {
 
     /// Enters every lock, in order, and stays inside: for `fork`.
     pub(crate) fn hold(&self) {
-        for place in &self.shards {
+        self.parts.hold();
+        for place in self.places() {
             place.shard.hold();
         }
         self.spare.hold();
@@ -519,9 +647,10 @@ impl<O: Os> Granules<O> {
         unsafe {
             self.meta.let_go();
             self.spare.let_go();
-            for place in &self.shards {
+            for place in self.places() {
                 place.shard.let_go();
             }
+            self.parts.let_go();
         }
     }
 }

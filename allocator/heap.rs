@@ -9,12 +9,14 @@
 use crate::cache::{Cache, SMALL_CAP, State, cap_limit};
 use crate::class::{CACHED_MAX, GRANULE, Slot};
 use crate::fault::Fault;
-use crate::granule::{GIVE_MAX, Granules, Refusal};
+use crate::granule::{GIVE_MAX, Granules, Home, Refusal};
 use crate::huge::{HUGE_PAGE, Huge};
 use crate::magazine::{Depot, Pushed};
 use crate::options::Values;
+use crate::part::PerPart;
 use crate::purge::Budget;
 use crate::registry::{Ledger, Registry};
+use apart::FAR_CAP;
 use core::alloc::Layout;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
@@ -40,7 +42,8 @@ const ADDRESSES: usize = 1 << 47;
 #[derive(Debug)]
 pub(crate) struct Heap<O> {
     pub(crate) granules: Granules<O>,
-    pub(crate) depot: Depot,
+    /// The magazines of each part.
+    pub(crate) depots: PerPart<Depot>,
     /// The least that was committed since the magazines were emptied for growth.
     kept_at: AtomicUsize,
     /// Few blocks are in use on many pages.
@@ -112,7 +115,7 @@ impl<O: Os> Heap<O> {
         pub(crate) fn new(os: O) -> Self {
             Self {
                 granules: Granules::new(os),
-                depot: Depot::new(),
+                depots: PerPart::new(Depot::new()),
                 kept_at: AtomicUsize::new(0),
                 sparse: AtomicBool::new(false),
                 huge: Huge::new(),
@@ -140,20 +143,69 @@ impl<O: Os> Heap<O> {
     /// # Safety
     /// `cache` is the calling thread's.
     pub(crate) unsafe fn alloc(&self, cache: Option<&Cache>, layout: Layout) -> Found {
-        let found = match Slot::of(layout.size(), layout.align()) {
-            Some(slot) if slot.is_cached() => match cache {
-                // SAFETY: the caller's promise.
-                Some(cache) => (unsafe { self.refill(cache, slot) }, usize::MAX),
-                None => (self.alloc_loose(slot), usize::MAX),
+        let found = match (Slot::of(layout.size(), layout.align()), cache) {
+            // SAFETY: the caller's promise.
+            (Some(slot), Some(cache)) if slot.is_cached() => unsafe {
+                (self.refill(cache, slot), usize::MAX)
             },
-            Some(slot) => self.alloc_span(cache, slot),
-            None => self.alloc_huge(cache, layout),
+            _ => self.alloc_in(self.part(cache), cache, layout),
         };
         if self.granules.source.take_crossing() {
             // SAFETY: the caller's promise.
             unsafe { self.soft_limit_crossed(cache) };
         }
         found
+    }
+
+    /// A block for `layout` of a part, for whoever wants it there.
+    ///
+    /// # Safety
+    /// `cache` is the calling thread's.
+    pub(crate) unsafe fn alloc_of(
+        &self,
+        part: usize,
+        cache: Option<&Cache>,
+        layout: Layout,
+    ) -> Found {
+        if self.granules.homes.is_several() {
+            self.ensure(part);
+        }
+        let found = self.alloc_in(part, cache, layout);
+        if self.granules.source.take_crossing() {
+            // SAFETY: the caller's promise.
+            unsafe { self.soft_limit_crossed(cache) };
+        }
+        found
+    }
+
+    /// Takes a block back past the cache: where that would keep it, the thread would take it for its own.
+    ///
+    /// # Safety
+    /// `cache` is the calling thread's; the block is nobody's any more.
+    pub(crate) unsafe fn free_past(
+        &self,
+        cache: Option<&Cache>,
+        block: *mut u8,
+        layout: Layout,
+    ) -> Result<(), Fault> {
+        match Slot::of(layout.size(), layout.align()) {
+            Some(slot) if slot.is_cached() => {
+                self.free_loose(self.part(cache), slot, block)?;
+                // SAFETY: the caller's promise.
+                unsafe { self.after_give(cache) }
+            }
+            // SAFETY: the caller's promise.
+            _ => unsafe { self.free(cache, block, layout) },
+        }
+    }
+
+    /// A block for `layout` of a part, past the cache, which only counts it.
+    fn alloc_in(&self, part: usize, cache: Option<&Cache>, layout: Layout) -> Found {
+        match Slot::of(layout.size(), layout.align()) {
+            Some(slot) if slot.is_cached() => (self.alloc_loose(part, slot), usize::MAX),
+            Some(slot) => self.alloc_span(cache, part, slot),
+            None => self.alloc_huge(cache, part, layout),
+        }
     }
 
     /// Takes a block of `layout` back, for which the fast path had no room.
@@ -170,10 +222,10 @@ impl<O: Os> Heap<O> {
             Some(slot) if slot.is_cached() => match cache {
                 // SAFETY: the caller's promise.
                 Some(cache) => unsafe { self.flush(cache, slot, block)? },
-                None => self.free_loose(slot, block)?,
+                None => self.free_loose(self.part(None), slot, block)?,
             },
             Some(slot) => {
-                self.granules.give(slot, &mut [block])?;
+                self.give_home(self.part(cache), slot, &mut [block])?;
                 match cache {
                     Some(cache) => cache.count_past(slot, false),
                     None => self.ledger.count(slot, false),
@@ -196,6 +248,9 @@ impl<O: Os> Heap<O> {
         }
         // SAFETY: the callers pass the calling thread's cache on. A fault in what is flushed shows at its next give.
         unsafe { self.purge_all(cache) };
+        if self.granules.homes.is_several() {
+            self.granules.look_again();
+        }
         try_once().ok()
     }
 
@@ -206,15 +261,16 @@ impl<O: Os> Heap<O> {
     unsafe fn refill(&self, cache: &Cache, slot: Slot) -> *mut u8 {
         // SAFETY: the caller's promise.
         unsafe { self.tend(cache) };
+        let part = self.part(Some(cache));
         let (cap, size) = (self.cap(cache, slot), self.granules.classes.bytes(slot));
         let want = cap.div_ceil(2);
         // The slot is empty, so its places are written before its word tells of them (T4).
         // SAFETY: the caller's promise; nothing else uses the places while a part of them is borrowed.
         let places = || unsafe { cache.slice(slot) }.get_mut(..want).unwrap_or_default();
-        let mut got = self.depot.pop(slot, size, places());
+        let mut got = self.depots.get(part).pop(slot, size, places());
         if got == 0 {
             self.reuse_kept();
-            let home = cache.home.get();
+            let home = Home { part, shard: cache.home.get() };
             let take = || self.granules.take(slot, home, places());
             got = self.insist(Some(cache), take).unwrap_or(0);
             // The lowest address on top, so that the program walks upwards.
@@ -222,6 +278,7 @@ impl<O: Os> Heap<O> {
         }
         let Some(n) = got.checked_sub(1) else { return ptr::null_mut() };
         let block = places().get(n).copied().unwrap_or(ptr::null_mut());
+        self.count_out(part, block, got);
         let State { allocs, .. } = cache.state(slot);
         cache.hold(slot, size, cap);
         cache.settle(
@@ -232,6 +289,7 @@ impl<O: Os> Heap<O> {
         block
     }
 
+    #[inline(never)]
     fn cap(&self, cache: &Cache, slot: Slot) -> usize {
         let size = self.granules.classes.bytes(slot);
         let limit = cap_limit(slot, size, self.knobs.slot_blocks());
@@ -247,8 +305,13 @@ impl<O: Os> Heap<O> {
     unsafe fn flush(&self, cache: &Cache, slot: Slot, block: *mut u8) -> Result<(), Fault> {
         // SAFETY: the caller's promise.
         unsafe { self.tend(cache) };
+        let part = self.part(Some(cache));
         let cap = self.cap(cache, slot);
         let State { n, allocs, .. } = cache.state(slot);
+        if n >= FAR_CAP.min(cap) && self.granules.homes.is_several() {
+            // SAFETY: the caller's promise.
+            return unsafe { self.flush_apart(cache, (slot, cap), part, block) };
+        }
         // SAFETY: the caller's promise.
         let items = unsafe { cache.slice(slot) };
         cache.hold(slot, self.granules.classes.bytes(slot), cap);
@@ -273,30 +336,46 @@ impl<O: Os> Heap<O> {
             *place = block;
         }
         cache.settle(slot, State { n: n + 1, room: cap - n - 1, allocs }, -go.cast_signed());
-        self.store(slot, batch)
+        self.store(part, slot, batch)
     }
 
-    /// Puts free blocks (at most 32) into the magazine, and what that has no room for into the granule heap.
-    pub(crate) fn store(&self, slot: Slot, blocks: &[*mut u8]) -> Result<(), Fault> {
+    /// Puts free blocks (at most 32) into the magazine, and what that has no room for into the granule heap; where there
+    /// are several parts, each into that of its own, from a thread of part `near`.
+    pub(crate) fn store(&self, near: usize, slot: Slot, blocks: &[*mut u8]) -> Result<(), Fault> {
+        if self.granules.homes.is_several() {
+            self.store_apart(near, slot, blocks)
+        } else {
+            self.store_in(0, slot, blocks)
+        }
+    }
+
+    #[inline(never)]
+    fn store_in(&self, part: usize, slot: Slot, blocks: &[*mut u8]) -> Result<(), Fault> {
         let Granules { meta, source, classes, .. } = &self.granules;
+        let depot = self.depots.get(part);
         let sparse = self.sparse.load(Ordering::Relaxed);
         let more = self.knobs.retain() + source.committed() / KEPT_SHARE;
         let budget = if sparse { 0 } else { more };
         loop {
-            match self.depot.push(slot, classes.bytes(slot), blocks, budget) {
+            match depot.push(slot, classes.bytes(slot), blocks, budget) {
                 Pushed::Kept => return Ok(()),
-                Pushed::Full if self.depot.extend(slot, meta, source) => {}
-                Pushed::Full | Pushed::Over => return self.spill(slot, blocks),
+                Pushed::Full if depot.extend(slot, meta, source) => {}
+                Pushed::Full | Pushed::Over => return self.spill(depot, slot, blocks),
             }
         }
     }
 
     #[inline(never)]
-    fn spill(&self, slot: Slot, blocks: &[*mut u8]) -> Result<(), Fault> {
+    fn spill(&self, depot: &Depot, slot: Slot, blocks: &[*mut u8]) -> Result<(), Fault> {
         let mut overflow = [ptr::null_mut(); GIVE_MAX];
         let size = self.granules.classes.bytes(slot);
-        let n = self.depot.push_and_pop(slot, size, blocks, &mut overflow);
+        let n = depot.push_and_pop(slot, size, blocks, &mut overflow);
         self.granules.give(slot, overflow.get_mut(..n).unwrap_or_default())
+    }
+
+    /// Bytes of the blocks in all magazines.
+    fn kept(&self) -> usize {
+        self.depots.iter().fold(0, |sum, (_, depot)| sum + depot.kept())
     }
 
     /// Before the heap grows any further: what the magazines keep of other sizes may do as well.
@@ -308,7 +387,7 @@ impl<O: Os> Heap<O> {
             self.kept_at.store(committed, Ordering::Relaxed);
         }
         if grown
-            && self.depot.kept() >= KEPT_STEP
+            && self.kept() >= KEPT_STEP
             && let Err(fault) = self.empty_magazines()
         {
             crate::fault::die(fault);
@@ -342,34 +421,41 @@ impl<O: Os> Heap<O> {
         // SAFETY: the caller's promise.
         let n = unsafe { cache.empty(slot, self.granules.classes.bytes(slot), &mut batch) };
         for part in batch.get_mut(..n).unwrap_or_default().chunks_mut(GIVE_MAX / 2) {
-            if home { self.granules.give(slot, part)? } else { self.store(slot, part)? }
+            let near = cache.part.get();
+            if home { self.give_home(near, slot, part)? } else { self.store(near, slot, part)? }
         }
         Ok(())
     }
 
-    /// One block for a thread without a cache.
-    fn alloc_loose(&self, slot: Slot) -> *mut u8 {
+    /// One block past the cache, of a part.
+    #[inline(never)]
+    fn alloc_loose(&self, part: usize, slot: Slot) -> *mut u8 {
         let mut one = [ptr::null_mut()];
-        let found = self.depot.pop(slot, self.granules.classes.bytes(slot), &mut one) > 0
-            || self.insist(None, || self.granules.take(slot, 0, &mut one)).is_some();
+        let home = Home { part, shard: 0 };
+        let depot = self.depots.get(part);
+        let found = depot.pop(slot, self.granules.classes.bytes(slot), &mut one) > 0
+            || self.insist(None, || self.granules.take(slot, home, &mut one)).is_some();
         let [block] = one;
         if found {
+            self.count_out(part, block, 1);
             self.ledger.count(slot, true);
         }
         block
     }
 
-    fn free_loose(&self, slot: Slot, block: *mut u8) -> Result<(), Fault> {
+    fn free_loose(&self, near: usize, slot: Slot, block: *mut u8) -> Result<(), Fault> {
         self.ledger.count(slot, false);
-        self.store(slot, &[block])
+        self.store(near, slot, &[block])
     }
 
-    fn alloc_span(&self, cache: Option<&Cache>, slot: Slot) -> Found {
-        let home = cache.map_or(0, |c| c.home.get());
+    #[inline(never)]
+    fn alloc_span(&self, cache: Option<&Cache>, part: usize, slot: Slot) -> Found {
+        let home = Home { part, shard: cache.map_or(0, |c| c.home.get()) };
         self.reuse_kept();
         let Some(span) = self.insist(cache, || self.granules.take_span(slot, home)) else {
             return NOTHING;
         };
+        self.count_out(part, span.0, 1);
         match cache {
             Some(cache) => cache.count_past(slot, true),
             None => self.ledger.count(slot, true),
@@ -391,15 +477,16 @@ impl<O: Os> Heap<O> {
         len >= HUGE_PAGE && from != usize::MAX && self.live().saturating_add(4 * len) >= from
     }
 
-    fn alloc_huge(&self, cache: Option<&Cache>, layout: Layout) -> Found {
+    #[inline(never)]
+    fn alloc_huge(&self, cache: Option<&Cache>, part: usize, layout: Layout) -> Found {
         let possible = |_: &usize| layout.align() < ADDRESSES;
         let Some(len) = self.huge_len(layout.size()).filter(possible) else { return NOTHING };
         let (shape, huge_pages) = ((len, layout.align()), self.wants_huge_pages(len));
-        let Granules { meta, source, .. } = &self.granules;
         let found = self.insist(cache, || {
-            self.huge.alloc(shape, huge_pages, meta, source).ok_or(Refusal::Kernel)
+            self.huge.alloc(shape, huge_pages, part, &self.granules).ok_or(Refusal::Kernel)
         });
         let Some((block, dirty)) = found else { return NOTHING };
+        self.count_out(part, block.as_ptr(), 1);
         if dirty < len {
             self.granules.refaults.mapped(len - dirty);
         }
@@ -416,7 +503,11 @@ impl<O: Os> Heap<O> {
         let len = self.huge_len(layout.size()).unwrap_or(0);
         let Granules { source, refaults, .. } = &self.granules;
         let keep = self.retain_base(self.live()) + refaults.regret.load(Ordering::Relaxed);
+        let part = if self.granules.homes.is_several() { self.huge.part_of(block) } else { None };
         let unmapped = self.huge.free(block, len, keep, source)?;
+        if let Some(part) = part {
+            self.granules.traffic(part).came_back(part == self.part(cache), 1, len);
+        }
         if unmapped > 0 {
             refaults.unmapped(unmapped, source.os().now_ms());
         }
@@ -458,6 +549,7 @@ impl<O: Os> Heap<O> {
         }
     }
 
+    #[inline(never)]
     fn resize_huge(
         &self,
         cache: Option<&Cache>,
@@ -470,6 +562,9 @@ impl<O: Os> Heap<O> {
         };
         if from == to {
             return Ok(block);
+        }
+        if to > from && self.granules.part_for(self.part(cache), to - from).is_none() {
+            return Ok(ptr::null_mut());
         }
         let source = &self.granules.source;
         let how = (old.align(), self.wants_huge_pages(to));
@@ -510,7 +605,8 @@ impl<O: Os> Heap<O> {
         // Before the purger's: whoever walks over the threads may allocate, and so purge.
         self.registry.hold();
         self.budget.hold();
-        self.depot.hold();
+        self.depots.hold();
+        self.depots.iter().for_each(|(_, depot)| depot.hold());
         self.granules.hold();
         self.huge.hold();
     }
@@ -524,7 +620,8 @@ impl<O: Os> Heap<O> {
         unsafe {
             self.huge.let_go();
             self.granules.let_go();
-            self.depot.let_go();
+            self.depots.iter().for_each(|(_, depot)| depot.let_go());
+            self.depots.let_go();
             self.budget.let_go();
             self.registry.let_go();
         }
@@ -540,6 +637,8 @@ impl<O: Os> Heap<O> {
 }
 
 const _: () = assert!(SMALL_CAP.div_ceil(2) * 2 <= GIVE_MAX && GRANULE == 16);
+
+mod apart;
 
 #[cfg(test)]
 #[cfg(not(loom))]

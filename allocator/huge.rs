@@ -15,7 +15,9 @@
 )]
 
 use crate::fault::{Fault, Misuse};
+use crate::granule::Granules;
 use crate::meta::Meta;
+use crate::part::PARTS;
 use core::ptr::{self, NonNull};
 use nearheap_numa::lock::Lock;
 use nearheap_numa::sync::{AtomicUsize, Ordering};
@@ -33,9 +35,12 @@ struct Mapping {
     mapped: usize,
     /// The number of the kernel's mapping that it is a part of: what the kernel has in one piece can be moved in one.
     origin: usize,
+    /// Whose memory it is: it serves that part alone while it is kept.
+    part: u8,
 }
 
-const NOTHING: Mapping = Mapping { at: 0, len: 0, mapped: 0, origin: 0 };
+const NOTHING: Mapping = Mapping { at: 0, len: 0, mapped: 0, origin: 0, part: 0 };
+const _: () = assert!(PARTS <= u8::MAX as usize);
 
 /// An open-addressing table in metadata memory, at most half full.
 #[derive(Debug)]
@@ -175,9 +180,10 @@ impl Table {
         mapping
     }
 
-    /// Takes `len` bytes of the smallest kept mapping that has them, or the largest there is if it has half of them.
-    fn take_near(&mut self, len: usize, align: usize) -> Option<Mapping> {
-        let kept = self.kept().iter().enumerate();
+    /// Takes `len` bytes of the smallest kept mapping of a part that has them, or the largest there is if it has half of
+    /// them.
+    fn take_near(&mut self, part: usize, (len, align): (usize, usize)) -> Option<Mapping> {
+        let kept = self.kept().iter().enumerate().filter(|(_, m)| usize::from(m.part) == part);
         let aligned = kept.filter(|(_, m)| m.at.is_multiple_of(align));
         let larger = aligned.clone().filter(|(_, m)| m.mapped >= len);
         if let Some((i, &mapping)) = larger.min_by_key(|(_, m)| m.mapped) {
@@ -216,21 +222,26 @@ impl Huge {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// A block of `len` bytes (whole pages) at a multiple of `align`; and how many from its beginning on may be other than
-    /// zero. Fresh memory is backed by `huge_pages` if that is asked for.
+    /// A block of `len` bytes (whole pages) of a part at a multiple of `align`; and how many from its beginning on may be
+    /// other than zero. Fresh memory is backed by `huge_pages` if that is asked for.
     pub(crate) fn alloc<O: Os>(
         &self,
         (len, align): (usize, usize),
         huge_pages: bool,
-        meta: &Meta,
-        source: &PageSource<O>,
+        part: usize,
+        granules: &Granules<O>,
     ) -> Option<(NonNull<u8>, usize)> {
+        let Granules { meta, source, .. } = granules;
         if !self.reserve(meta, source) {
             return None;
         }
-        if let Some(reused) = self.reuse(len, align, source) {
+        if let Some(reused) = self.reuse(part, (len, align), source) {
             return Some(reused);
         }
+        let Some(part) = granules.part_for(part, len) else {
+            self.forgo();
+            return None;
+        };
         let align = if huge_pages { align.max(HUGE_PAGE) } else { align };
         if !source.commit(len) {
             self.forgo();
@@ -241,12 +252,13 @@ impl Huge {
             self.forgo();
             return None;
         };
+        granules.put(part, at, len);
         if huge_pages {
             // SAFETY: mapped above.
             unsafe { source.advise_huge(at, len, true) };
         }
-        let origin = self.origin();
-        self.enlist(Mapping { at: at.as_ptr() as usize, len, mapped: len, origin });
+        let (origin, part) = (self.origin(), part as u8);
+        self.enlist(Mapping { at: at.as_ptr() as usize, len, mapped: len, origin, part });
         at.as_ptr().expose_provenance();
         Some((at, 0))
     }
@@ -286,12 +298,12 @@ impl Huge {
     /// Makes a block of what is kept, and says how many bytes of it were: to clear them takes less time than faults would.
     fn reuse<O: Os>(
         &self,
-        len: usize,
-        align: usize,
+        part: usize,
+        (len, align): (usize, usize),
         source: &PageSource<O>,
     ) -> Option<(NonNull<u8>, usize)> {
         let mut table = self.table.lock();
-        let mapping = table.take_near(len, align)?;
+        let mapping = table.take_near(part, (len, align))?;
         source.retain(0, mapping.mapped);
         drop(table);
         let mut at = NonNull::new(ptr::with_exposed_provenance_mut(mapping.at))?;
@@ -306,7 +318,8 @@ impl Huge {
             at = to;
         }
         let origin = if dirty < len { self.origin() } else { mapping.origin };
-        self.enlist(Mapping { at: at.as_ptr() as usize, len, mapped: dirty.max(len), origin });
+        let (place, mapped) = (at.as_ptr() as usize, dirty.max(len));
+        self.enlist(Mapping { at: place, len, mapped, origin, ..mapping });
         Some((at, dirty))
     }
 
@@ -440,7 +453,8 @@ impl Huge {
         }
         to.as_ptr().expose_provenance();
         let origin = self.origin();
-        self.enlist(Mapping { at: to.as_ptr() as usize, len: new, mapped: new, origin });
+        let at = to.as_ptr() as usize;
+        self.enlist(Mapping { at, len: new, mapped: new, origin, ..mapping });
         debug_assert!((to.as_ptr() as usize).is_multiple_of(align));
         Ok(Some(to))
     }
@@ -464,6 +478,24 @@ impl Huge {
             bytes += mapping.mapped;
         }
         bytes
+    }
+
+    /// The part of the block at an address.
+    pub(crate) fn part_of(&self, at: *mut u8) -> Option<usize> {
+        self.table.lock().find(at as usize).map(|m| usize::from(m.part))
+    }
+
+    /// Bytes of live blocks of a part, and bytes that are kept of it.
+    pub(crate) fn of_part(&self, part: usize) -> (usize, usize) {
+        let mut table = self.table.lock();
+        let (mut live, mut kept) = (0, 0);
+        for mapping in table.kept().iter().filter(|m| usize::from(m.part) == part) {
+            kept += mapping.mapped;
+        }
+        for mapping in table.entries().iter().filter(|m| usize::from(m.part) == part) {
+            live += mapping.len;
+        }
+        (live, kept)
     }
 
     /// The lock, for `fork`.

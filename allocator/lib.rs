@@ -71,6 +71,7 @@ mod fork;
 mod global;
 mod granule;
 mod heap;
+mod homes;
 mod huge;
 mod magazine;
 mod map;
@@ -79,7 +80,10 @@ mod meta;
 #[cfg(loom)]
 mod model;
 pub mod numa;
+#[cfg(not(loom))]
+mod on_node;
 mod options;
+mod part;
 #[cfg(not(loom))]
 mod process;
 mod purge;
@@ -104,6 +108,8 @@ mod version;
 pub use config::{Config, HugePages, Limit, StatsFormat};
 #[cfg(not(loom))]
 pub use global::NearHeap;
+#[cfg(not(loom))]
+pub use on_node::NodeHeap;
 // The options' files name it as `build.rs` must.
 use nearheap_numa::policy;
 pub use nearheap_numa::source::Pressure;

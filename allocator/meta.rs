@@ -74,6 +74,7 @@ impl Meta {
     }
 
     /// Zeroed memory of `size` bytes at a multiple of `align`, at most an OS page.
+    #[inline(never)]
     pub(crate) fn bytes_of<O: Os>(
         &self,
         source: &PageSource<O>,

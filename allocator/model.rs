@@ -13,9 +13,10 @@ mod parts;
 use self::kernel::{Kernel, Memory};
 use crate::cache::Cache;
 use crate::class::Slot;
-use crate::granule::{GIVE_MAX, SHARDS};
+use crate::granule::GIVE_MAX;
 use crate::heap::Heap;
 use crate::options::Values;
+use crate::part::SHARDS;
 use crate::segment::Segment;
 use core::alloc::Layout;
 use core::ptr;
@@ -154,8 +155,8 @@ impl World {
                 found.extend(items[..n].iter().map(|&block| (slot, block)));
             }
             let mut items = [ptr::null_mut(); GIVE_MAX];
-            let waiting = self.heap.depot.count(slot);
-            let n = self.heap.depot.pop(slot, classes.bytes(slot), &mut items);
+            let waiting = self.heap.depots.get(0).count(slot);
+            let n = self.heap.depots.get(0).pop(slot, classes.bytes(slot), &mut items);
             assert_eq!(n, waiting, "a magazine's count");
             found.extend(items[..n].iter().map(|&block| (slot, block)));
         }

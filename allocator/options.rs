@@ -92,6 +92,7 @@ macro_rules! define {
         impl Key {
             pub(crate) const ALL: &'static [Self] = &[$(Self::$name),*];
 
+            #[inline(never)]
             pub(crate) const fn row(self) -> Row {
                 match self {
                     $(Self::$name => Row {
@@ -121,11 +122,13 @@ macro_rules! define {
                 }),*
             };
 
+            #[inline(never)]
             pub(crate) const fn get(&self, key: Key) -> Value {
                 match key { $(Key::$name => Value::$kind(self.$name)),* }
             }
 
             /// Changes one option; a value of another kind changes nothing.
+            #[inline(never)]
             pub(crate) const fn put(&mut self, key: Key, value: Value) {
                 match (key, value) {
                     $((Key::$name, Value::$kind(value)) => self.$name = value,)*

@@ -22,8 +22,9 @@
 use crate::cache::Cache;
 use crate::class::Slot;
 use crate::fault::Fault;
-use crate::granule::{GIVE_MAX, SHARDS};
+use crate::granule::GIVE_MAX;
 use crate::heap::Heap;
+use crate::part::Place;
 use crate::segment::{Segment, Tally};
 use core::ptr::{self, NonNull};
 use nearheap_numa::Os;
@@ -185,11 +186,13 @@ impl<O: Os> Heap<O> {
             let mut batch = [ptr::null_mut(); GIVE_MAX];
             let size = self.granules.classes.bytes(slot);
             // A bound, since other threads may fill it meanwhile.
-            for _ in 0..1 + self.depot.count(slot) / GIVE_MAX {
-                let n = self.depot.pop(slot, size, &mut batch);
-                match batch.get_mut(..n) {
-                    Some(blocks) if n > 0 => self.granules.give(slot, blocks)?,
-                    _ => break,
+            for (_, depot) in self.depots.iter() {
+                for _ in 0..1 + depot.count(slot) / GIVE_MAX {
+                    let n = depot.pop(slot, size, &mut batch);
+                    match batch.get_mut(..n) {
+                        Some(blocks) if n > 0 => self.granules.give(slot, blocks)?,
+                        _ => break,
+                    }
                 }
             }
         }
@@ -225,14 +228,14 @@ impl<O: Os> Heap<O> {
         let source = &self.granules.source;
         // Neither what is free of huge blocks nor what is free in segments drives the other out.
         let mut unmapped = self.huge.purge(effort.target, effort.target / 2, source);
-        for shard in 0..SHARDS {
-            self.retire_segments(shard, effort.target);
+        for place in self.granules.places() {
+            self.retire_segments(place, effort.target);
         }
         for long in [true, false] {
             let least = if long { effort.least.max(LONG_RUN) } else { effort.least };
             let quiet_ms = if long { u64::MAX } else { effort.quiet_ms };
-            for shard in 0..SHARDS {
-                self.purge_runs(shard, Effort { least, quiet_ms, ..effort }, now_ms);
+            for place in self.granules.places() {
+                self.purge_runs(place, Effort { least, quiet_ms, ..effort }, now_ms);
             }
         }
         unmapped += self.huge.purge(effort.target, 0, source);
@@ -242,8 +245,8 @@ impl<O: Os> Heap<O> {
     }
 
     /// Unmaps segments that are all free.
-    fn retire_segments(&self, shard: usize, target: usize) {
-        let Some(place) = self.granules.shards.get(shard) else { return };
+    #[inline(never)]
+    fn retire_segments(&self, place: &Place, target: usize) {
         // The purger alone takes segments off the lists, so a segment that could not be unmapped is met at most once.
         for _ in 0..1 << 20 {
             let mut inside = place.shard.lock();
@@ -268,8 +271,8 @@ impl<O: Os> Heap<O> {
     }
 
     /// Purges runs of free pages, the last segments first.
-    fn purge_runs(&self, shard: usize, effort: Effort, now_ms: u64) {
-        let Some(place) = self.granules.shards.get(shard) else { return };
+    #[inline(never)]
+    fn purge_runs(&self, place: &Place, effort: Effort, now_ms: u64) {
         let source = &self.granules.source;
         let ages = (now_ms, effort.quiet_ms);
         let positions = place.shard.lock().positions();

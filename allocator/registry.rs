@@ -128,6 +128,24 @@ impl Registry {
         self.threads += 1;
     }
 
+    /// Takes a cache of a thread of the same part off the list of the free: its memory is near.
+    fn reuse(&mut self, part: usize) -> Option<*const Cache> {
+        let (mut before, mut at) = (None, self.free);
+        // SAFETY: as in `living`.
+        while let Some(cache) = unsafe { at.as_ref() } {
+            let next = cache.next.get();
+            if cache.part.get() == part {
+                match before {
+                    None => self.free = next,
+                    Some::<&Cache>(before) => before.next.set(next),
+                }
+                return Some(at);
+            }
+            (before, at) = (Some(cache), next);
+        }
+        None
+    }
+
     fn delist(&mut self, cache: &Cache) {
         // SAFETY: as in `living`.
         let (prev, next) = unsafe { (cache.prev.get().as_ref(), cache.next.get().as_ref()) };
@@ -147,10 +165,10 @@ impl Registry {
 impl<O: Os> Heap<O> {
     /// A cache for the calling thread; `None` where there is no memory for one.
     pub(crate) fn enroll(&self) -> Option<&Cache> {
+        let part = self.part(None);
         let mut registry = self.registry.lock();
-        // SAFETY: null, or the first of the free list, which was reset.
-        let cache = if let Some(cache) = unsafe { registry.free.as_ref() } {
-            registry.free = cache.next.get();
+        // SAFETY: a cache from the free list, which was reset.
+        let cache = if let Some(cache) = registry.reuse(part).and_then(|c| unsafe { c.as_ref() }) {
             cache
         } else {
             drop(registry);
@@ -160,6 +178,7 @@ impl<O: Os> Heap<O> {
             unsafe { Cache::in_zeros(fresh) }
         };
         cache.tid.store(os::tid(), Ordering::Relaxed);
+        cache.part.set(part);
         cache.home.set(registry.started);
         registry.started += 1;
         registry.enlist(cache);

@@ -21,7 +21,7 @@ use crate::huge::HUGE_PAGE;
 use crate::scan::at_least_u16;
 use crate::shard::Place;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use nearheap_numa::{Os, PageSource};
 
 /// Bytes of a segment, and its alignment.
@@ -55,8 +55,9 @@ impl Pages {
         self.0[page / 64 % PAGE_WORDS] &= !(1 << (page % 64));
     }
 
+    #[inline(never)] // Counting ones takes much code where the CPU is not known to do it.
     fn count_and(&self, other: &Self) -> usize {
-        self.0.iter().zip(&other.0).map(|(a, b)| (a & b).count_ones() as usize).sum()
+        self.0.iter().zip(&other.0).fold(0, |sum, (a, b)| sum + (a & b).count_ones() as usize)
     }
 
     fn and(&self, other: &Self) -> Self {
@@ -122,7 +123,7 @@ pub(crate) struct Given {
 pub(crate) struct Segment {
     /// Read without the lock: set before the segment is published.
     base: AtomicUsize,
-    shard: AtomicU8,
+    shard: AtomicU16,
     /// Where its shard lists it.
     pub(crate) place: Place,
     page_shift: u8,
@@ -145,7 +146,7 @@ pub(crate) struct Segment {
 
 impl Segment {
     /// Describes a fresh mapping at `base`.
-    pub(crate) fn open(&mut self, base: NonNull<u8>, shard: u8, page_size: usize, huge: bool) {
+    pub(crate) fn open(&mut self, base: NonNull<u8>, shard: u16, page_size: usize, huge: bool) {
         self.base.store(base.as_ptr() as usize, Ordering::Relaxed);
         self.shard.store(shard, Ordering::Relaxed);
         self.page_shift = page_size.trailing_zeros() as u8;
@@ -617,7 +618,6 @@ impl Segment {
     }
 
     /// Bytes of its wholly free pages that may be resident (G4).
-    #[cfg(test)]
     pub(crate) fn retained_bytes(&self) -> usize {
         self.dirty.count_and(&self.free_pages) << self.page_shift
     }

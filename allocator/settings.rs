@@ -13,6 +13,8 @@ use crate::options::{BUILD_VARIABLE, Key, Keys, PREFIX, Row, Values};
 use crate::report::Line;
 use crate::value::{FixedPath, Kind, PATH_MOST, Value, parse_path, parse_plain};
 use core::fmt::{self, Display};
+use nearheap_numa::NodeSet;
+use nearheap_numa::placement::Misfit;
 
 /// Bytes of a text that a message about it may show.
 const SHOWN_BYTES: usize = 48;
@@ -129,6 +131,7 @@ impl Settings {
     }
 
     /// Takes over what the environment says rightly.
+    #[inline(never)]
     fn read<'e>(&mut self, environment: impl Iterator<Item = (&'e [u8], &'e [u8])>) {
         let mut seen = Keys::NONE;
         for (name, text) in environment {
@@ -142,6 +145,7 @@ impl Settings {
     }
 
     /// Tells of what `read` left out.
+    #[inline(never)]
     fn review<'e>(
         &self,
         environment: impl Iterator<Item = (&'e [u8], &'e [u8])>,
@@ -188,6 +192,7 @@ impl Settings {
         }
     }
 
+    #[inline(never)]
     fn tell_refused(&self, key: Key, text: &[u8], report: &mut dyn FnMut(&[u8])) {
         let row = key.row();
         let mut line = Line::new();
@@ -197,6 +202,26 @@ impl Settings {
         report(line.finish());
     }
 
+    /// Tells that the machine has not the nodes that `numa` names, but these.
+    #[cold]
+    pub(crate) fn tell_misfit(&self, why: Misfit, nodes: NodeSet, report: &mut dyn FnMut(&[u8])) {
+        if self.values.quiet {
+            return;
+        }
+        let mut line = Line::new();
+        line.push(format_args!("nearheap: "));
+        if self.environment.has(Key::numa) {
+            push_variable(&mut line, Key::numa.row().name);
+        } else {
+            line.push(format_args!("the {}'s numa", self.source(Key::numa)));
+        }
+        line.push(format_args!("=\""));
+        line.push_at_most(SHOWN_BYTES, format_args!("{}", self.values.numa));
+        line.push(format_args!("\": {why}; expected nodes of {nodes}; using local"));
+        report(line.finish());
+    }
+
+    #[inline(never)]
     fn list(&self, report: &mut dyn FnMut(&[u8])) {
         for &key in Key::ALL {
             let mut line = Line::new();
@@ -222,6 +247,7 @@ impl Display for Standing<'_> {
     }
 }
 
+#[inline(never)]
 fn subject(name: &[u8]) -> Subject<'_> {
     let Some(rest) = name.strip_prefix(PREFIX.as_bytes()) else { return Subject::Other };
     if name == BUILD_VARIABLE.as_bytes() {
@@ -234,6 +260,7 @@ fn subject(name: &[u8]) -> Subject<'_> {
 }
 
 /// Appends the name of an option's variable.
+#[inline(never)]
 fn push_variable(line: &mut Line, name: &str) {
     line.push(format_args!("{PREFIX}"));
     for letter in name.bytes() {
@@ -242,6 +269,7 @@ fn push_variable(line: &mut Line, name: &str) {
 }
 
 /// Appends a whole assignment, with the text as somebody could have typed it.
+#[inline(never)]
 fn push_assignment(line: &mut Line, row: Row, text: &[u8]) {
     line.push(format_args!("nearheap: "));
     push_variable(line, row.name);
@@ -250,6 +278,7 @@ fn push_assignment(line: &mut Line, row: Row, text: &[u8]) {
     line.push(format_args!("\""));
 }
 
+#[inline(never)]
 fn tell_unknown(name: &[u8], report: &mut dyn FnMut(&[u8])) {
     let mut line = Line::new();
     line.push(format_args!("nearheap: {PREFIX}"));
@@ -266,6 +295,7 @@ fn tell_unknown(name: &[u8], report: &mut dyn FnMut(&[u8])) {
 }
 
 /// Tells of every variable that a lock makes void.
+#[inline(never)]
 fn list_ignored<'e>(
     environment: impl Iterator<Item = (&'e [u8], &'e [u8])>,
     report: &mut dyn FnMut(&[u8]),

@@ -7,8 +7,9 @@
 use crate::cache::HugeCounts;
 use crate::class::{CACHED_MAX, GRANULE, Slot};
 use crate::heap::Heap;
+use crate::part::Place;
 use crate::registry::Registry;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 use nearheap_numa::{Os, os};
 use nearheap_stats::{ClassStats, HugeStats, NodeStats, Snapshot, SystemStats, ThreadStats};
 
@@ -17,6 +18,18 @@ fn add_huge(to: &mut HugeStats, from: &HugeCounts) {
     to.frees += from.frees.load(Ordering::Relaxed);
     to.allocated_bytes += from.allocated.load(Ordering::Relaxed);
     to.freed_bytes += from.freed.load(Ordering::Relaxed);
+}
+
+/// Segments of a shard, and bytes that they retain.
+#[inline(never)]
+fn held_by(place: &Place) -> (u64, u64) {
+    let (mut segments, mut retained) = (0, 0);
+    let _ = place.shard.lock().find_segment(|segment| {
+        segments += 1;
+        retained += segment.retained_bytes() as u64;
+        None::<()>
+    });
+    (segments, retained)
 }
 
 impl<O: Os> Heap<O> {
@@ -36,25 +49,91 @@ impl<O: Os> Heap<O> {
             add_huge(&mut into.huge, &cache.huge);
         }
         into.live_threads = registry.threads as u64;
-        drop(registry);
         into.system = self.system_row();
         into.finish();
-        let segments: usize = self.granules.shards.iter().map(|p| p.shard.lock().segments()).sum();
+        if self.granules.homes.is_several() {
+            self.node_rows(&registry, into);
+            return;
+        }
+        drop(registry);
+        let mut segments = 0;
+        for place in self.granules.places() {
+            segments += held_by(place).0;
+        }
         into.push_node(NodeStats {
-            node: 0,
+            node: u64::from(self.granules.homes.only()),
             allocs: into.totals.allocs,
             frees: into.totals.frees,
             in_use_bytes: into.totals.in_use_bytes,
             cached_bytes,
             retained_bytes: into.system.retained_bytes,
-            segments: segments as u64,
+            segments,
             shards: self.granules.active() as u64,
+            ..NodeStats::default()
         });
     }
 
+    /// The rows of several nodes. Blocks in a thread's cache count where the thread is, wherever they are.
+    #[cold]
+    #[inline(never)]
+    fn node_rows(&self, registry: &Registry, into: &mut Snapshot) {
+        for (part, of) in self.granules.parts.iter() {
+            let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
+            let (huge, kept) = self.huge.of_part(part);
+            let (mut segments, mut retained) = (0, kept as u64);
+            for place in &of.shards {
+                let held = held_by(place);
+                segments += held.0;
+                retained += held.1;
+            }
+            let cached_bytes = self.cached_in(registry, part);
+            let live = (self.granules.taken_of(of) + huge) as u64;
+            let t = &of.traffic;
+            let (allocs, near, remote_frees) = (count(&t.out), count(&t.back), count(&t.far));
+            let (spills, refused_binds) = (count(&t.spills), count(&t.refused_binds));
+            if segments + retained + live + allocs + spills + refused_binds == 0 {
+                continue;
+            }
+            into.push_node(NodeStats {
+                node: (part as u64).min(NodeStats::SEVERAL),
+                allocs,
+                frees: near + remote_frees,
+                remote_frees,
+                sent_home_bytes: count(&t.far_bytes),
+                in_use_bytes: live.saturating_sub(cached_bytes),
+                cached_bytes,
+                retained_bytes: retained,
+                segments,
+                shards: self.granules.active() as u64,
+                spills,
+                refused_binds,
+            });
+        }
+    }
+
+    /// Bytes of free blocks in the magazines of a part, and in the caches of threads on it.
+    #[inline(never)]
+    fn cached_in(&self, registry: &Registry, part: usize) -> u64 {
+        let mut bytes = 0;
+        for slot in Slot::all() {
+            let mut blocks = self.depots.find(part).map_or(0, |depot| depot.count(slot)) as u64;
+            for cache in registry.living() {
+                if cache.part.get() == part {
+                    blocks += cache.counts(slot).cached;
+                }
+            }
+            bytes += blocks * self.granules.classes.bytes(slot) as u64;
+        }
+        bytes
+    }
+
+    #[inline(never)]
     fn class_row(&self, registry: &Registry, slot: Slot) -> ClassStats {
         let (mut allocs, mut frees) = self.ledger.counts(slot);
-        let mut cached_blocks = self.depot.count(slot) as u64;
+        let mut cached_blocks = 0;
+        for (_, depot) in self.depots.iter() {
+            cached_blocks += depot.count(slot) as u64;
+        }
         for cache in registry.living() {
             let counts = cache.counts(slot);
             allocs += counts.allocs;
@@ -81,6 +160,7 @@ impl<O: Os> Heap<O> {
             refused_others: a.refused_others,
             hard_limit_refusals: a.hard_refusals,
             soft_limit_crossings: a.crossings,
+            refused_topologies: self.granules.homes.refusals(),
         }
     }
 

@@ -96,11 +96,23 @@ fn load_options(config: &Config) {
     }
     // SAFETY: `environ` is read as `getenv` does, in the first allocation of the process, which precedes its threads.
     let entries = unsafe { os::environment() };
-    let pairs = entries.filter_map(|entry| {
-        let at = entry.iter().position(|&b| b == b'=')?;
-        Some((entry.get(..at)?, entry.get(at + 1..)?))
-    });
-    resolve(config, pairs, settings, say);
+    resolve(config, Pairs(entries), settings, say);
+}
+
+/// Names and values of the environment.
+#[derive(Clone)]
+struct Pairs<I>(I);
+
+impl<'e, I: Iterator<Item = &'e [u8]>> Iterator for Pairs<I> {
+    type Item = (&'e [u8], &'e [u8]);
+
+    #[inline(never)] // It is walked in several places.
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.find_map(|entry| {
+            let at = entry.iter().position(|&b| b == b'=')?;
+            Some((entry.get(..at)?, entry.get(at + 1..)?))
+        })
+    }
 }
 
 fn apply_options() {
@@ -114,6 +126,10 @@ fn apply_options() {
     };
     HEAP.granules.huge_pages_from.set(huge_from);
     HEAP.granules.source.set_limits(bytes_of(values.limit_soft), bytes_of(values.limit_hard));
+    let misfit =
+        &mut |why, nodes| settings().tell_misfit(why, nodes, &mut |line| os::write(2, line));
+    // SAFETY: before `READY`, under `STARTING`: what was served meanwhile had the one part that there was.
+    unsafe { HEAP.granules.homes.settle(&Linux, values.numa, misfit) };
 }
 
 /// A limit in bytes; a percentage is of the control group's limit, and none where that has none.

@@ -44,6 +44,8 @@ pub struct Topology {
     allowed: NodeSet,
     with_memory: NodeSet,
     knows_weights: bool,
+    /// Bytes that the kernel keeps free on all nodes together: it looks on other nodes before it takes them.
+    kept_free: u64,
     /// Bytes of each node; 0 where it has none and where its size is not known.
     memory: [u64; NODES_MOST],
     /// From, to; 0 where none is told.
@@ -63,6 +65,7 @@ impl Topology {
             allowed: NodeSet::NONE,
             with_memory: NodeSet::NONE,
             knows_weights: false,
+            kept_free: 0,
             memory: [0; NODES_MOST],
             distances: [[0; NODES_MOST]; NODES_MOST],
             cpus: [0; CPUS_MOST],
@@ -74,6 +77,9 @@ impl Topology {
         self.allow(os);
         if self.is_several() {
             self.knows_weights = os.knows_weights();
+            let _ = read_list(os, c"/proc/sys/vm/min_free_kbytes", b',', &mut |kib, _| {
+                self.kept_free = u64::from(kib) << 10;
+            });
             if self.read(os).is_none() {
                 self.shrink(Standing::Unreadable);
             }
@@ -130,12 +136,13 @@ impl Topology {
 
     fn read_online(&self, os: &impl Os) -> Option<NodeSet> {
         let mut online = NodeSet::NONE;
-        read_list(os, c"/sys/devices/system/node/online", b',', |first, last| {
+        read_list(os, c"/sys/devices/system/node/online", b',', &mut |first, last| {
             (first..=last.min(NODES_MOST as u32 - 1)).for_each(|n| online = online.with(n as u8));
         })?;
         (!online.is_empty()).then_some(online)
     }
 
+    #[inline(never)]
     fn read_memory(&mut self, os: &impl Os, node: u8) {
         let bytes = memory_field(os, node, b"MemTotal:");
         if let Some(slot) = self.memory.get_mut(usize::from(node)) {
@@ -149,10 +156,11 @@ impl Topology {
     }
 
     /// A line of distances, to each node that is online.
+    #[inline(never)]
     fn read_distances(&mut self, os: &impl Os, from: u8) {
         let Some(row) = self.distances.get_mut(usize::from(from)) else { return };
         let mut nodes = self.online.iter();
-        let told = read_list(os, Path::of(from, b"distance").get(), b' ', |distance, _| {
+        let told = read_list(os, Path::of(from, b"distance").get(), b' ', &mut |distance, _| {
             let to = nodes.next().map_or(NODES_MOST, usize::from);
             if let Some(slot) = row.get_mut(to) {
                 *slot = u8::try_from(distance).unwrap_or(u8::MAX);
@@ -163,10 +171,11 @@ impl Topology {
         }
     }
 
+    #[inline(never)]
     fn read_cpus(&mut self, os: &impl Os, node: u8) {
         let cpus = &mut self.cpus;
         // Where it isn't told, or told badly, the CPUs read so far stay.
-        let _ = read_list(os, Path::of(node, b"cpulist").get(), b',', |first, last| {
+        let _ = read_list(os, Path::of(node, b"cpulist").get(), b',', &mut |first, last| {
             let end = (last as usize).saturating_add(1).min(CPUS_MOST);
             for slot in cpus.get_mut(first as usize..end).unwrap_or_default() {
                 *slot = node + 1;
@@ -213,6 +222,11 @@ impl Topology {
     /// Bytes of the node's memory, used or free; 0 where that is not known.
     pub fn memory_bytes(&self, node: u8) -> u64 {
         self.memory.get(usize::from(node)).copied().unwrap_or(0)
+    }
+
+    /// Bytes that the kernel keeps free on all nodes together; 0 where that is not known, or there is one node.
+    pub fn kept_free(&self) -> u64 {
+        self.kept_free
     }
 
     /// How far a node's memory is from another node's CPUs, as the kernel tells it: 10 is near, 20 takes twice the time,
@@ -272,6 +286,18 @@ pub fn free_bytes(os: &impl Os, node: u8) -> Option<u64> {
     memory_field(os, node, b"MemFree:")
 }
 
+/// Bytes of the node's memory that the kernel can hand out without writing anything to swap: what is free, and what is
+/// cached of files; `None` where that can't be read.
+pub fn available_bytes(os: &impl Os, node: u8) -> Option<u64> {
+    let mut found = None;
+    look_at_memory(os, node, &mut |part| {
+        let cached = |name: &[u8]| field(part, name).unwrap_or(0);
+        found = field(part, b"MemFree:")
+            .map(|free| free.saturating_add(cached(b"Active(file):") + cached(b"Inactive(file):")));
+    });
+    found
+}
+
 /// The name of a node's file, terminated.
 struct Path([u8; 64]);
 
@@ -294,11 +320,12 @@ impl Path {
 
 /// Hands every range of a file's list to `each`. `None`: the file can't be read or holds no list, of which a part may have
 /// been handed out.
+#[inline(never)]
 fn read_list(
     os: &impl Os,
     path: &CStr,
     separator: u8,
-    mut each: impl FnMut(u32, u32),
+    each: &mut dyn FnMut(u32, u32),
 ) -> Option<()> {
     let mut list = List { separator, first: None, number: None, state: State::Empty };
     os.read(path, &mut |part| {
@@ -342,6 +369,7 @@ enum State {
 
 impl List {
     /// The range that this byte completes.
+    #[inline(never)]
     fn feed(&mut self, byte: u8) -> Option<(u32, u32)> {
         if self.state == State::Empty && byte == b'\n' {
             self.state = State::Ended;
@@ -381,6 +409,7 @@ impl List {
         self.range()
     }
 
+    #[inline(never)]
     fn range(&mut self) -> Option<(u32, u32)> {
         let (first, last) = (self.first.take(), self.number.take());
         match (first.or(last), last) {
@@ -394,17 +423,23 @@ impl List {
 }
 
 /// A line of a node's `meminfo`, in bytes: one of its first, so that only the first part of the file is read.
+#[inline(never)]
 fn memory_field(os: &impl Os, node: u8, name: &[u8]) -> Option<u64> {
     let mut found = None;
-    let look = &mut |part: &[u8]| {
-        found = field(part, name);
-        false
-    };
-    os.read(Path::of(node, b"meminfo").get(), look).ok()?;
+    look_at_memory(os, node, &mut |part| found = field(part, name));
     found
 }
 
+/// Hands the first part of a node's `meminfo` to `look`: the first ten lines are in it.
+fn look_at_memory(os: &impl Os, node: u8, look: &mut dyn FnMut(&[u8])) {
+    let _ = os.read(Path::of(node, b"meminfo").get(), &mut |part| {
+        look(part);
+        false
+    });
+}
+
 /// The number in a line such as `Node 0 MemTotal:       2031356 kB`, in bytes.
+#[inline(never)]
 fn field(text: &[u8], name: &[u8]) -> Option<u64> {
     let mut lines = text.split(|&byte| byte == b'\n');
     let mut words = lines.find_map(|line| {

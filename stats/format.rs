@@ -9,7 +9,7 @@ mod json;
 mod openmetrics;
 mod text;
 
-use crate::rows::ThreadStats;
+use crate::rows::{NodeStats, ThreadStats};
 use crate::snapshot::Snapshot;
 use core::fmt::{self, Write};
 
@@ -81,6 +81,25 @@ impl Snapshot {
     /// The writer's own, and before anything is written when [`is_prefix`] rejects `prefix`.
     pub fn write_openmetrics(&self, w: &mut impl Write, prefix: &str) -> fmt::Result {
         openmetrics::write(self, w, prefix)
+    }
+}
+
+/// What is before the first such byte, and what is after it.
+#[inline(never)]
+fn cut(text: &'static str, byte: u8) -> (&'static str, &'static str) {
+    let at = text.bytes().position(|b| b == byte).unwrap_or(text.len());
+    (text.get(..at).unwrap_or_default(), text.get(at + 1..).unwrap_or_default())
+}
+
+/// The number of a node, or `several`.
+struct NodeName(u64);
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            NodeStats::SEVERAL => f.pad("several"),
+            node => node.fmt(f),
+        }
     }
 }
 

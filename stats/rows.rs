@@ -34,14 +34,22 @@ pub struct HugeStats {
 }
 
 /// One NUMA node's share of the heap.
+///
+/// With one node, `allocs` and `frees` are those of the totals. With several, a row counts the blocks that left for a
+/// thread or its cache and those that came back from there: what a thread frees and takes again by itself is not seen, and
+/// free blocks in a cache count on the node of the thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NodeStats {
-    /// The kernel's number of the node.
+    /// The kernel's number of the node; [`NodeStats::SEVERAL`] for memory that is spread over several.
     pub node: u64,
     /// Blocks handed out by this node's part of the heap.
     pub allocs: u64,
     /// Blocks given back to it.
     pub frees: u64,
+    /// Those among them that came from threads on other nodes.
+    pub remote_frees: u64,
+    /// Their bytes: memory that was sent home.
+    pub sent_home_bytes: u64,
     /// Bytes in the hands of the program.
     pub in_use_bytes: u64,
     /// Bytes of free blocks in thread caches and magazines.
@@ -52,6 +60,10 @@ pub struct NodeStats {
     pub segments: u64,
     /// Shards in use.
     pub shards: u64,
+    /// Times that the node was full, and the memory of another one served.
+    pub spills: u64,
+    /// Times that the system refused to put memory on the node; it is where it was first touched then.
+    pub refused_binds: u64,
 }
 
 /// One thread that has a cache, or the sum of those that have ended.
@@ -113,6 +125,8 @@ pub struct SystemStats {
     pub hard_limit_refusals: u64,
     /// Times that the soft limit was crossed upwards.
     pub soft_limit_crossings: u64,
+    /// Times that the system did not say what NUMA nodes there are: 0 or 1. The heap then takes the machine for one node.
+    pub refused_topologies: u64,
 }
 
 impl Totals {
@@ -194,21 +208,42 @@ impl NodeStats {
         node: 0,
         allocs: 0,
         frees: 0,
+        remote_frees: 0,
+        sent_home_bytes: 0,
         in_use_bytes: 0,
         cached_bytes: 0,
         retained_bytes: 0,
         segments: 0,
         shards: 0,
+        spills: 0,
+        refused_binds: 0,
     };
 
+    /// In place of the number of a node: memory that is spread over several.
+    pub const SEVERAL: u64 = 64;
+
+    /// Blocks given back by threads on this node.
+    pub const fn local_frees(&self) -> u64 {
+        self.frees.saturating_sub(self.remote_frees)
+    }
+
     pub(crate) fn add(&mut self, more: &Self) {
-        self.allocs = self.allocs.saturating_add(more.allocs);
-        self.frees = self.frees.saturating_add(more.frees);
-        self.in_use_bytes = self.in_use_bytes.saturating_add(more.in_use_bytes);
-        self.cached_bytes = self.cached_bytes.saturating_add(more.cached_bytes);
-        self.retained_bytes = self.retained_bytes.saturating_add(more.retained_bytes);
-        self.segments = self.segments.saturating_add(more.segments);
-        self.shards = self.shards.saturating_add(more.shards);
+        let sums = [
+            (&mut self.allocs, more.allocs),
+            (&mut self.frees, more.frees),
+            (&mut self.remote_frees, more.remote_frees),
+            (&mut self.sent_home_bytes, more.sent_home_bytes),
+            (&mut self.in_use_bytes, more.in_use_bytes),
+            (&mut self.cached_bytes, more.cached_bytes),
+            (&mut self.retained_bytes, more.retained_bytes),
+            (&mut self.segments, more.segments),
+            (&mut self.shards, more.shards),
+            (&mut self.spills, more.spills),
+            (&mut self.refused_binds, more.refused_binds),
+        ];
+        for (sum, more) in sums {
+            *sum = sum.saturating_add(more);
+        }
     }
 }
 
@@ -225,6 +260,7 @@ impl SystemStats {
         refused_others: 0,
         hard_limit_refusals: 0,
         soft_limit_crossings: 0,
+        refused_topologies: 0,
     };
 
     /// Bytes of OS pages that hold blocks, in use or cached: what is committed, without metadata and what is retained.

@@ -12,8 +12,8 @@ use core::fmt;
 
 /// Rows for size classes that a snapshot has room for.
 pub const MAX_CLASSES: usize = 256;
-/// Rows for NUMA nodes that a snapshot has room for.
-pub const MAX_NODES: usize = 64;
+/// Rows for NUMA nodes that a snapshot has room for: 64 nodes, and what is spread over several.
+pub const MAX_NODES: usize = 65;
 
 /// Every number that nearheap counts, at one moment.
 ///
@@ -144,10 +144,12 @@ fn push<T: Copy, K: Ord>(
             }
         }
         Err(at) => {
-            let Some(tail) = rows.get_mut(at..=*count) else { return false };
-            tail.rotate_right(1);
-            if let Some(first) = tail.first_mut() {
-                *first = row;
+            if *count >= rows.len() {
+                return false;
+            }
+            rows.copy_within(at..*count, at + 1);
+            if let Some(place) = rows.get_mut(at) {
+                *place = row;
             }
             *count += 1;
         }

@@ -19,7 +19,7 @@ impl Granules<FakeOs> {
         let spare = self.spare.lock().n * pages_of::<Segment, FakeOs>(&self.source);
         let metadata = self.meta.bytes() - spare - self.extents.purged_bytes(&self.source);
         let mut held = Held { segments: 0, dirty: 0, retained: 0, metadata };
-        for place in &self.shards {
+        for place in self.places() {
             let mut shard = place.shard.lock();
             assert!(shard.audit(), "D1, D2, G1 to G3, C1 to C3");
             let _ = shard.find_segment(|s| {
@@ -34,7 +34,7 @@ impl Granules<FakeOs> {
 
     /// How many of the locks are held, and how many there are.
     pub(crate) fn held(&self) -> (usize, usize) {
-        let held = self.shards.iter().filter(|p| is_held(&p.shard)).count()
+        let held = self.places().filter(|p| is_held(&p.shard)).count()
             + usize::from(is_held(&self.spare))
             + usize::from(self.meta.is_held());
         (held, SHARDS + 2)
@@ -100,13 +100,14 @@ impl Model {
     }
 
     fn segments(&self) -> usize {
-        self.granules().shards.iter().map(|p| p.shard.lock().segments()).sum()
+        self.granules().places().map(|p| p.shard.lock().segments()).sum()
     }
 
     fn take(&mut self, slot: Slot, n: usize, home: usize) -> usize {
         let segments = self.segments();
         let mut out = std::vec![ptr::null_mut(); n];
-        let got = self.granules().take(slot, home, &mut out).expect("memory");
+        let got =
+            self.granules().take(slot, Home { part: 0, shard: home }, &mut out).expect("memory");
         assert!(got >= 1 && got <= n && out[got..].iter().all(|b| b.is_null()));
         if self.segments() > segments {
             self.nothing_else_fits(slot, out[0]);
@@ -117,7 +118,8 @@ impl Model {
 
     fn take_span(&mut self, slot: Slot, home: usize) -> *mut u8 {
         let segments = self.segments();
-        let (span, dirty) = self.granules().take_span(slot, home).expect("memory");
+        let (span, dirty) =
+            self.granules().take_span(slot, Home { part: 0, shard: home }).expect("memory");
         if self.segments() > segments {
             self.nothing_else_fits(slot, span);
         }
@@ -131,7 +133,7 @@ impl Model {
     fn nothing_else_fits(&self, slot: Slot, fresh: *mut u8) {
         let fresh = fresh as usize / SEGMENT * SEGMENT;
         let mut bases: Vec<_> = Vec::new();
-        for place in &self.granules().shards[..self.granules().active()] {
+        for place in &self.granules().parts.get(0).shards[..self.granules().active()] {
             let _ = place.shard.lock().find_segment(|s| {
                 bases.push(s.base());
                 None::<()>
@@ -229,12 +231,12 @@ fn shards_double_where_the_lock_is_found_held() {
         [(ENTRIES_JUDGED / TOO_OFTEN, 1), (ENTRIES_JUDGED / TOO_OFTEN + 1, 2)]
     {
         {
-            let mut shard = model.granules().shards[0].shard.lock();
+            let mut shard = model.granules().parts.get(0).shards[0].shard.lock();
             (shard.entries, shard.contended) = (ENTRIES_JUDGED - 1, contended);
         }
         model.take(slot, 1, 0);
         assert_eq!(model.granules().active(), active, "found held {contended} times");
-        let shard = model.granules().shards[0].shard.lock();
+        let shard = model.granules().parts.get(0).shards[0].shard.lock();
         assert!(shard.entries < ENTRIES_JUDGED && shard.contended == 0, "it counts anew");
     }
     model.finish(&mut Numbers::new(1));

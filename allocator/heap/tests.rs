@@ -5,6 +5,7 @@ mod exhaustion;
 mod forks;
 mod impossible;
 mod limits;
+mod nodes;
 mod purging;
 
 use super::*;
@@ -214,7 +215,8 @@ impl Program {
         self.heap.snapshot(&mut snapshot);
         self.check_counts(&snapshot);
         let cached = self.check_places();
-        assert_eq!(snapshot.nodes()[0].cached_bytes, cached as u64, "bytes in caches");
+        let by_node: u64 = snapshot.nodes().iter().map(|row| row.cached_bytes).sum();
+        assert_eq!(by_node, cached as u64, "bytes in caches");
         assert_eq!(self.heap.granules.taken(), inside + cached, "what is out is somewhere");
         assert_eq!(self.heap.huge.bytes(), huge);
         assert_eq!(self.heap.live(), inside + huge + cached);
@@ -266,7 +268,10 @@ impl Program {
         assert_eq!(seen.len(), self.blocks.len(), "no block is handed out twice");
         let mut bytes = 0;
         for slot in Slot::all() {
-            let mut free = self.heap.depot.blocks(slot);
+            let mut free = Vec::new();
+            for (_, depot) in self.heap.depots.iter() {
+                free.extend(depot.blocks(slot));
+            }
             for &cache in &self.threads {
                 // SAFETY: one thread plays all of them.
                 let (cache, items) = unsafe { (&*cache, (*cache).slice(slot)) };

@@ -32,8 +32,7 @@ struct Block {
 
 struct Model {
     huge: Box<Huge>,
-    meta: Meta,
-    source: PageSource<FakeOs>,
+    granules: Box<Granules<FakeOs>>,
     blocks: Vec<Block>,
     stamp: usize,
     keep: usize,
@@ -41,9 +40,9 @@ struct Model {
 
 impl Model {
     fn new(page: usize, keep: usize) -> Self {
-        let source = PageSource::new(FakeOs::with_pages(page));
+        let granules = Box::new(Granules::new(FakeOs::with_pages(page)));
         let huge = Box::new(Huge::new());
-        Self { huge, meta: Meta::new(), source, blocks: Vec::new(), stamp: 0, keep }
+        Self { huge, granules, blocks: Vec::new(), stamp: 0, keep }
     }
 
     fn put(&mut self, at: NonNull<u8>, len: usize, align: usize) {
@@ -56,8 +55,8 @@ impl Model {
 
     /// Whether there was memory.
     fn alloc(&mut self, pages: usize, align: usize) -> bool {
-        let len = pages * self.source.page_size();
-        let found = self.huge.alloc((len, align), false, &self.meta, &self.source);
+        let len = pages * self.granules.source.page_size();
+        let found = self.huge.alloc((len, align), false, 0, &self.granules);
         let Some((at, dirty)) = found else { return false };
         assert!(dirty >= len || is_zero(at.as_ptr().wrapping_add(dirty), len - dirty));
         self.put(at, len, align);
@@ -67,9 +66,9 @@ impl Model {
     fn free(&mut self, i: usize) {
         let Block { at, len, stamp, .. } = self.blocks.swap_remove(i);
         check_marks(at, len, stamp, len);
-        let before = self.source.accounts();
-        let unmapped = self.huge.free(at, len, self.keep, &self.source).expect("a block");
-        let after = self.source.accounts();
+        let before = self.granules.source.accounts();
+        let unmapped = self.huge.free(at, len, self.keep, &self.granules.source).expect("a block");
+        let after = self.granules.source.accounts();
         if after.refused_others == before.refused_others && unmapped > 0 {
             assert!(after.mapped <= before.mapped - unmapped);
         }
@@ -78,8 +77,8 @@ impl Model {
     /// Whether there was memory; if not, the block is as it was.
     fn resize(&mut self, i: usize, pages: usize) -> bool {
         let Block { at, len, align, stamp } = self.blocks[i];
-        let new = pages * self.source.page_size();
-        match self.huge.resize(at, (len, new), (align, false), &self.source) {
+        let new = pages * self.granules.source.page_size();
+        match self.huge.resize(at, (len, new), (align, false), &self.granules.source) {
             Ok(Some(to)) => {
                 check_marks(to.as_ptr(), len, stamp, len.min(new));
                 self.blocks.swap_remove(i);
@@ -102,16 +101,16 @@ impl Model {
             "bytes of blocks"
         );
         assert!(live >= self.huge.bytes());
-        let source = &self.source;
+        let source = &self.granules.source;
         assert_eq!(source.retained(), kept, "H2");
-        assert_eq!(source.committed(), live + kept + self.meta.bytes(), "P1");
+        assert_eq!(source.committed(), live + kept + self.granules.meta.bytes(), "P1");
         assert_eq!(source.accounts().mapped, source.os().mapped());
         assert!(source.accounts().mapped >= live + kept);
     }
 
     fn fault(&self, at: *mut u8, len: usize) -> Option<Misuse> {
-        let freed = self.huge.free(at, len, self.keep, &self.source);
-        let resized = self.huge.resize(at, (len, 2 * len), (4096, false), &self.source);
+        let freed = self.huge.free(at, len, self.keep, &self.granules.source);
+        let resized = self.huge.resize(at, (len, 2 * len), (4096, false), &self.granules.source);
         let (freed, resized) = (freed.err()?, resized.err()?);
         assert_eq!(freed, resized);
         assert_eq!((freed.address, freed.size), (at as usize, len));
@@ -123,9 +122,9 @@ impl Model {
         while !self.blocks.is_empty() {
             self.free(0);
         }
-        self.huge.purge(0, 0, &self.source);
+        self.huge.purge(0, 0, &self.granules.source);
         self.check();
-        assert_eq!(self.source.committed(), self.meta.bytes());
+        assert_eq!(self.granules.source.committed(), self.granules.meta.bytes());
     }
 }
 
@@ -158,7 +157,11 @@ fn thousands_of_blocks(#[case] page: usize, #[case] keep: usize, #[case] seed: u
             (filling, drained) = (true, drained + 1);
         }
         if numbers.once_in(200) {
-            model.huge.purge(numbers.under(keep + 1), numbers.under(keep + 1), &model.source);
+            model.huge.purge(
+                numbers.under(keep + 1),
+                numbers.under(keep + 1),
+                &model.granules.source,
+            );
         }
         if step % 100 == 0 {
             model.check();
@@ -189,7 +192,7 @@ fn the_table_finds_every_entry_after_any_removal() {
             }
             None if inside.len() < 8 => {
                 inside.push(at);
-                table.insert(Mapping { at, len: at, mapped: at, origin: 0 });
+                table.insert(Mapping { at, len: at, mapped: at, origin: 0, part: 0 });
             }
             _ => table.remove(4096 * 1000),
         }
@@ -228,9 +231,9 @@ fn a_kept_mapping_serves_what_is_near(
     let mut model = Model::new(4096, 1 << 20);
     assert!(model.alloc(kept, 4096));
     model.free(0);
-    assert_eq!(model.source.retained(), kept * 4096);
+    assert_eq!(model.granules.source.retained(), kept * 4096);
     assert!(model.alloc(wanted, 4096));
-    assert_eq!(model.source.retained(), left * 4096);
+    assert_eq!(model.granules.source.retained(), left * 4096);
     model.check();
     model.finish();
 }
@@ -266,7 +269,7 @@ fn when_all_places_are_taken_the_oldest_goes() {
     }
     let (_, kept) = model.huge.mapped();
     assert_eq!(model.huge.table.lock().keeps, KEPT);
-    assert_eq!(model.source.retained(), kept);
+    assert_eq!(model.granules.source.retained(), kept);
     assert_eq!(model.fault(first, 4 * 4096), Some(Misuse::Foreign), "it is unmapped");
     model.finish();
 }
@@ -309,9 +312,9 @@ fn a_table_that_can_not_grow_refuses_blocks_and_loses_none() {
     let mut refusals = 0;
     for _ in 0..1000 {
         // The first call of an allocation is the table's, where that is full.
-        model.source.os().fail_at(1);
+        model.granules.source.os().fail_at(1);
         refusals += usize::from(!model.alloc(1, 4096));
-        model.source.os().fail_at(0);
+        model.granules.source.os().fail_at(0);
         assert!(model.alloc(1, 4096));
         model.check();
     }
@@ -325,16 +328,16 @@ fn a_refused_unmapping_is_tried_again() {
         let mut model = Model::new(4096, 0);
         (0..12).for_each(|_| assert!(model.alloc(3, 4096)));
         for _ in 0..12 {
-            model.source.os().fail_at(1);
-            model.source.os().fail_all(all);
+            model.granules.source.os().fail_at(1);
+            model.granules.source.os().fail_all(all);
             model.free(0);
             model.check();
         }
-        assert_eq!(model.source.retained(), 12 * 3 * 4096);
-        model.source.os().fail_all(false);
-        model.source.os().fail_at(0);
+        assert_eq!(model.granules.source.retained(), 12 * 3 * 4096);
+        model.granules.source.os().fail_all(false);
+        model.granules.source.os().fail_at(0);
         assert!(model.alloc(3, 4096), "and what couldn't go can be used");
-        assert_eq!(model.source.retained(), 11 * 3 * 4096);
+        assert_eq!(model.granules.source.retained(), 11 * 3 * 4096);
         model.finish();
     }
 }
@@ -345,14 +348,18 @@ fn what_is_left_behind_is_in_the_accounts() {
     (0..KEPT + 4).for_each(|_| assert!(model.alloc(3, 4096)));
     for _ in 0..KEPT + 4 {
         // The unmapping is refused; the purge is not.
-        model.source.os().fail_at(1);
+        model.granules.source.os().fail_at(1);
         model.free(0);
     }
-    model.source.os().fail_at(0);
-    let metadata = model.meta.bytes();
-    assert_eq!(model.source.retained(), KEPT * 3 * 4096);
-    assert_eq!(model.source.committed(), KEPT * 3 * 4096 + metadata, "purged: not resident");
-    assert_eq!(model.source.accounts().mapped, model.source.os().mapped());
+    model.granules.source.os().fail_at(0);
+    let metadata = model.granules.meta.bytes();
+    assert_eq!(model.granules.source.retained(), KEPT * 3 * 4096);
+    assert_eq!(
+        model.granules.source.committed(),
+        KEPT * 3 * 4096 + metadata,
+        "purged: not resident"
+    );
+    assert_eq!(model.granules.source.accounts().mapped, model.granules.source.os().mapped());
     model.finish();
 }
 
@@ -362,15 +369,15 @@ fn a_block_that_can_not_move_is_as_it_was() {
         let mut model = Model::new(4096, 0);
         assert!(model.alloc(3, align));
         for call in 1..=6 {
-            model.source.os().fail_at(call);
+            model.granules.source.os().fail_at(call);
             model.resize(0, 20 * call);
             model.check();
         }
-        model.source.os().fail_at(0);
-        model.source.os().fail_all(true);
+        model.granules.source.os().fail_at(0);
+        model.granules.source.os().fail_all(true);
         assert!(!model.resize(0, 300), "growing needs the kernel");
         model.check();
-        model.source.os().fail_all(false);
+        model.granules.source.os().fail_all(false);
         assert!(model.resize(0, 300));
         model.check();
         model.finish();
@@ -381,16 +388,16 @@ fn a_block_that_can_not_move_is_as_it_was() {
 fn a_block_that_lost_the_place_it_was_to_move_to_is_as_it_was() {
     let mut model = Model::new(4096, 0);
     assert!(model.alloc(3, 1 << 20));
-    let committed = model.source.committed();
-    model.source.os().fail_late(true);
+    let committed = model.granules.source.committed();
+    model.granules.source.os().fail_late(true);
     for pages in [4, 40, 400] {
         assert!(!model.resize(0, pages));
-        assert_eq!(model.source.committed(), committed);
+        assert_eq!(model.granules.source.committed(), committed);
         assert_eq!(model.huge.mapped(), (3 * 4096, 0));
     }
-    model.source.os().fail_late(false);
+    model.granules.source.os().fail_late(false);
     assert!(model.resize(0, 40));
     model.free(0);
     assert_eq!(model.huge.bytes(), 0);
-    assert_eq!(model.source.committed(), model.meta.bytes());
+    assert_eq!(model.granules.source.committed(), model.granules.meta.bytes());
 }

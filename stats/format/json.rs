@@ -12,7 +12,16 @@ use core::fmt::{self, Write};
 /// The number of the schema, at the key `version`.
 pub const JSON_VERSION: u32 = 1;
 
-type Field = (&'static str, u64);
+/// Keys between commas: text takes less room in a program than a table does.
+type Keys = &'static str;
+
+const SUMS: Keys = "allocs,frees,allocated_bytes,freed_bytes,in_use_bytes,in_use_blocks";
+const THREAD: Keys = "id,allocs,frees,allocated_bytes,freed_bytes,cached_bytes";
+const CLASS: Keys = "size,align,allocs,frees,in_use_blocks,in_use_bytes,cached_blocks";
+const NODE: Keys = "node,allocs,frees,local_frees,remote_frees,sent_home_bytes,in_use_bytes,cached_bytes,\
+    retained_bytes,segments,shards,spills,refused_binds";
+const SYSTEM: Keys = "mapped_bytes,committed_bytes,peak_committed_bytes,metadata_bytes,retained_bytes,purged_bytes,maps,\
+    refused_maps,refused_others,hard_limit_refusals,soft_limit_crossings,refused_topologies";
 
 pub(super) fn write(
     s: &Snapshot,
@@ -20,40 +29,26 @@ pub(super) fn write(
     threads: &mut dyn FnMut(&mut EachThread<'_>) -> fmt::Result,
 ) -> fmt::Result {
     write!(w, "{{\"version\":{JSON_VERSION},\"pid\":{},\"totals\":", s.pid)?;
-    object(w, &sums(&s.totals))?;
+    object(w, SUMS, &sums(&s.totals))?;
     classes(s, w)?;
     w.write_str(",\"unlisted\":")?;
-    object(w, &sums(&s.unlisted()))?;
+    object(w, SUMS, &sums(&s.unlisted()))?;
     w.write_str(",\"huge\":")?;
-    object(w, &sums(&s.huge.sums()))?;
+    object(w, SUMS, &sums(&s.huge.sums()))?;
     nodes(s, w)?;
     write!(w, ",\"live_threads\":{},\"threads\":[", s.live_threads)?;
     let mut first = true;
     threads(&mut |t| {
-        let fields = [
-            ("id", t.id),
-            ("allocs", t.allocs),
-            ("frees", t.frees),
-            ("allocated_bytes", t.allocated_bytes),
-            ("freed_bytes", t.freed_bytes),
-            ("cached_bytes", t.cached_bytes),
-        ];
-        item(w, &mut first, &fields)
+        let fields = [t.id, t.allocs, t.frees, t.allocated_bytes, t.freed_bytes, t.cached_bytes];
+        item(w, &mut first, THREAD, &fields)
     })?;
     w.write_str("],\"system\":")?;
     system(s, w)?;
     w.write_str("}\n")
 }
 
-fn sums(t: &Totals) -> [Field; 6] {
-    [
-        ("allocs", t.allocs),
-        ("frees", t.frees),
-        ("allocated_bytes", t.allocated_bytes),
-        ("freed_bytes", t.freed_bytes),
-        ("in_use_bytes", t.in_use_bytes),
-        ("in_use_blocks", t.in_use_blocks),
-    ]
+fn sums(t: &Totals) -> [u64; 6] {
+    [t.allocs, t.frees, t.allocated_bytes, t.freed_bytes, t.in_use_bytes, t.in_use_blocks]
 }
 
 fn classes(s: &Snapshot, w: &mut dyn Write) -> fmt::Result {
@@ -61,15 +56,15 @@ fn classes(s: &Snapshot, w: &mut dyn Write) -> fmt::Result {
     let mut first = true;
     for c in s.classes().iter().filter(|c| c.is_used()) {
         let fields = [
-            ("size", c.size),
-            ("align", c.align),
-            ("allocs", c.allocs),
-            ("frees", c.frees),
-            ("in_use_blocks", c.in_use_blocks()),
-            ("in_use_bytes", c.in_use_bytes()),
-            ("cached_blocks", c.cached_blocks),
+            c.size,
+            c.align,
+            c.allocs,
+            c.frees,
+            c.in_use_blocks(),
+            c.in_use_bytes(),
+            c.cached_blocks,
         ];
-        item(w, &mut first, &fields)?;
+        item(w, &mut first, CLASS, &fields)?;
     }
     w.write_char(']')
 }
@@ -79,16 +74,21 @@ fn nodes(s: &Snapshot, w: &mut dyn Write) -> fmt::Result {
     let mut first = true;
     for n in s.nodes() {
         let fields = [
-            ("node", n.node),
-            ("allocs", n.allocs),
-            ("frees", n.frees),
-            ("in_use_bytes", n.in_use_bytes),
-            ("cached_bytes", n.cached_bytes),
-            ("retained_bytes", n.retained_bytes),
-            ("segments", n.segments),
-            ("shards", n.shards),
+            n.node,
+            n.allocs,
+            n.frees,
+            n.local_frees(),
+            n.remote_frees,
+            n.sent_home_bytes,
+            n.in_use_bytes,
+            n.cached_bytes,
+            n.retained_bytes,
+            n.segments,
+            n.shards,
+            n.spills,
+            n.refused_binds,
         ];
-        item(w, &mut first, &fields)?;
+        item(w, &mut first, NODE, &fields)?;
     }
     w.write_char(']')
 }
@@ -96,34 +96,37 @@ fn nodes(s: &Snapshot, w: &mut dyn Write) -> fmt::Result {
 fn system(s: &Snapshot, w: &mut dyn Write) -> fmt::Result {
     let s = &s.system;
     let fields = [
-        ("mapped_bytes", s.mapped_bytes),
-        ("committed_bytes", s.committed_bytes),
-        ("peak_committed_bytes", s.peak_committed_bytes),
-        ("metadata_bytes", s.metadata_bytes),
-        ("retained_bytes", s.retained_bytes),
-        ("purged_bytes", s.purged_bytes),
-        ("maps", s.maps),
-        ("refused_maps", s.refused_maps),
-        ("refused_others", s.refused_others),
-        ("hard_limit_refusals", s.hard_limit_refusals),
-        ("soft_limit_crossings", s.soft_limit_crossings),
+        s.mapped_bytes,
+        s.committed_bytes,
+        s.peak_committed_bytes,
+        s.metadata_bytes,
+        s.retained_bytes,
+        s.purged_bytes,
+        s.maps,
+        s.refused_maps,
+        s.refused_others,
+        s.hard_limit_refusals,
+        s.soft_limit_crossings,
+        s.refused_topologies,
     ];
-    object(w, &fields)
+    object(w, SYSTEM, &fields)
 }
 
 /// The next object of an array.
-fn item(w: &mut dyn Write, first: &mut bool, fields: &[Field]) -> fmt::Result {
+fn item(w: &mut dyn Write, first: &mut bool, keys: Keys, values: &[u64]) -> fmt::Result {
     if !core::mem::replace(first, false) {
         w.write_char(',')?;
     }
-    object(w, fields)
+    object(w, keys, values)
 }
 
-fn object(w: &mut dyn Write, fields: &[Field]) -> fmt::Result {
-    let mut before = '{';
-    for (key, value) in fields {
+#[inline(never)]
+fn object(w: &mut dyn Write, keys: Keys, values: &[u64]) -> fmt::Result {
+    let (mut before, mut rest) = ('{', keys);
+    for value in values {
+        let (key, after) = super::cut(rest, b',');
         write!(w, "{before}\"{key}\":{value}")?;
-        before = ',';
+        (before, rest) = (',', after);
     }
     w.write_char('}')
 }

@@ -7,7 +7,8 @@
 //! O3: all samples of a family have the same labels; their values are numbers and words of our own, so that nothing
 //!     needs an escape. A label without a value is written empty, which means the same as its absence.
 
-use crate::rows::{ClassStats, NodeStats, Totals};
+use super::{NodeName, cut};
+use crate::rows::{ClassStats, Totals};
 use crate::snapshot::Snapshot;
 use core::fmt::{self, Write};
 
@@ -29,48 +30,74 @@ enum Kind {
 }
 use Kind::{Counter, Gauge};
 
+/// A family: its name without the prefix, and its help.
 struct Family {
     kind: Kind,
     name: &'static str,
     help: &'static str,
 }
 
-const fn family(kind: Kind, name: &'static str, help: &'static str) -> Family {
-    Family { kind, name, help }
-}
+/// Families of one kind, a line for each, of its name and its help: text takes less room in a program than tables do.
+struct List(Kind, &'static str);
 
-/// A family, and what it shows of a row.
-type Column<T> = (Family, fn(&T) -> u64);
+const GAUGES: List = List(
+    Gauge,
+    "allocated_bytes Bytes in the hands of the program, in sizes of classes.
+active_bytes Bytes of pages with blocks, in use or cached.
+metadata_bytes Bytes of the heap's own metadata.
+resident_bytes Bytes that may be resident.
+peak_resident_bytes Most bytes that may have been resident at once.
+mapped_bytes Bytes of address space mapped.
+retained_bytes Bytes of free pages kept for reuse.
+threads Threads that have a cache.",
+);
 
-/// Families that have one sample for each class.
-const CLASS_FAMILIES: [Column<Totals>; 3] = [
-    (family(Counter, "class_allocations", "Blocks handed to the program, per class."), |t| {
-        t.allocs
-    }),
-    (family(Counter, "class_frees", "Blocks given back by the program, per class."), |t| t.frees),
-    (family(Gauge, "class_in_use_bytes", "Bytes in the hands of the program, per class."), |t| {
-        t.in_use_bytes
-    }),
-];
+// `allocated_bytes` is the gauge's name, and a family has only one type.
+const COUNTERS: List = List(
+    Counter,
+    "allocations Blocks handed to the program.
+frees Blocks given back by the program.
+allocations_bytes Bytes handed to the program.
+frees_bytes Bytes given back by the program.
+purged_bytes Bytes given back to the system.
+maps Mappings asked of the system.
+refused_maps Mappings that the system refused.
+refused_others Other calls that the system refused.
+hard_limit_refusals Refusals by the hard limit.
+soft_limit_crossings Upward crossings of the soft limit.
+refused_topologies Times that the NUMA nodes could not be found out.",
+);
 
-/// Families that have one sample for each node.
-const NODE_FAMILIES: [Column<NodeStats>; 7] = [
-    (family(Counter, "node_allocations", "Blocks handed out, per NUMA node."), |n| n.allocs),
-    (family(Counter, "node_frees", "Blocks given back, per NUMA node."), |n| n.frees),
-    (
-        family(Gauge, "node_in_use_bytes", "Bytes in the hands of the program, per NUMA node."),
-        |n| n.in_use_bytes,
-    ),
-    (family(Gauge, "node_cached_bytes", "Bytes of cached free blocks, per NUMA node."), |n| {
-        n.cached_bytes
-    }),
-    (
-        family(Gauge, "node_retained_bytes", "Bytes of free pages kept for reuse, per NUMA node."),
-        |n| n.retained_bytes,
-    ),
-    (family(Gauge, "node_segments", "Segments mapped, per NUMA node."), |n| n.segments),
-    (family(Gauge, "node_shards", "Shards in use, per NUMA node."), |n| n.shards),
-];
+const CLASS_COUNTERS: List = List(
+    Counter,
+    "class_allocations Blocks handed to the program, per class.
+class_frees Blocks given back by the program, per class.",
+);
+
+const CLASS_GAUGES: List =
+    List(Gauge, "class_in_use_bytes Bytes in the hands of the program, per class.");
+
+const CLASS_CACHED: List = List(Gauge, "class_cached_blocks Free blocks in caches, per class.");
+
+const NODE_COUNTERS: List = List(
+    Counter,
+    "node_allocations Blocks handed out, per NUMA node.
+node_frees Blocks given back, per NUMA node.
+node_local_frees Blocks given back by threads on the NUMA node.
+node_remote_frees Blocks given back by threads on other NUMA nodes.
+node_sent_home_bytes Bytes given back by threads on other NUMA nodes.
+node_spills Times that the NUMA node was full.
+node_refused_binds Times that memory could not be put on the NUMA node.",
+);
+
+const NODE_GAUGES: List = List(
+    Gauge,
+    "node_in_use_bytes Bytes in the hands of the program, per NUMA node.
+node_cached_bytes Bytes of cached free blocks, per NUMA node.
+node_retained_bytes Bytes of free pages kept for reuse, per NUMA node.
+node_segments Segments mapped, per NUMA node.
+node_shards Shards in use, per NUMA node.",
+);
 
 /// A writer and the prefix of every name.
 struct Out<'a> {
@@ -84,11 +111,29 @@ pub(super) fn write(s: &Snapshot, w: &mut dyn Write, prefix: &str) -> fmt::Resul
     }
     let mut out = Out { w, prefix };
     out.info()?;
-    gauges(s, &mut out)?;
-    counters(s, &mut out)?;
+    singles(s, &mut out)?;
     classes(s, &mut out)?;
     nodes(s, &mut out)?;
     out.w.write_str("# EOF\n")
+}
+
+impl List {
+    /// Calls `f` with each family and its place in the list.
+    #[inline(never)]
+    fn each(&self, f: &mut dyn FnMut(&Family, usize) -> fmt::Result) -> fmt::Result {
+        let (mut rest, mut i) = (self.1, 0);
+        while !rest.is_empty() {
+            let (line, after) = cut(rest, b'\n');
+            let (name, help) = cut(line, b' ');
+            f(&Family { kind: self.0, name, help }, i)?;
+            (rest, i) = (after, i + 1);
+        }
+        Ok(())
+    }
+}
+
+fn at(values: &[u64], i: usize) -> u64 {
+    values.get(i).copied().unwrap_or(0)
 }
 
 impl Out<'_> {
@@ -99,6 +144,7 @@ impl Out<'_> {
         writeln!(self.w, "{p}_info{{allocator=\"nearheap\",version=\"{version}\"}} 1")
     }
 
+    #[inline(never)]
     fn describe(&mut self, f: &Family) -> fmt::Result {
         let (p, name) = (self.prefix, f.name);
         let kind = if f.kind == Counter { "counter" } else { "gauge" };
@@ -109,113 +155,108 @@ impl Out<'_> {
         writeln!(self.w, "# HELP {p}_{name} {}", f.help)
     }
 
+    #[inline(never)]
     fn sample(&mut self, f: &Family, labels: fmt::Arguments<'_>, value: u64) -> fmt::Result {
         let total = if f.kind == Counter { "_total" } else { "" };
         writeln!(self.w, "{}_{}{total}{labels} {value}", self.prefix, f.name)
     }
 
+    #[inline(never)]
     fn class_sample(&mut self, f: &Family, c: &ClassStats, value: u64) -> fmt::Result {
         self.sample(f, format_args!("{{class=\"{}\",align=\"{}\"}}", c.size, c.align), value)
     }
-
-    /// Families without labels.
-    fn singles(&mut self, families: &[(Family, u64)]) -> fmt::Result {
-        for (f, value) in families {
-            self.describe(f)?;
-            self.sample(f, format_args!(""), *value)?;
-        }
-        Ok(())
-    }
 }
 
-fn gauges(s: &Snapshot, out: &mut Out<'_>) -> fmt::Result {
-    let y = &s.system;
-    out.singles(&[
-        (
-            family(
-                Gauge,
-                "allocated_bytes",
-                "Bytes in the hands of the program, in sizes of classes.",
-            ),
-            s.totals.in_use_bytes,
-        ),
-        (
-            family(Gauge, "active_bytes", "Bytes of pages with blocks, in use or cached."),
-            y.active_bytes(),
-        ),
-        (family(Gauge, "metadata_bytes", "Bytes of the heap's own metadata."), y.metadata_bytes),
-        (family(Gauge, "resident_bytes", "Bytes that may be resident."), y.committed_bytes),
-        (
-            family(Gauge, "peak_resident_bytes", "Most bytes that may have been resident at once."),
-            y.peak_committed_bytes,
-        ),
-        (family(Gauge, "mapped_bytes", "Bytes of address space mapped."), y.mapped_bytes),
-        (family(Gauge, "retained_bytes", "Bytes of free pages kept for reuse."), y.retained_bytes),
-        (family(Gauge, "threads", "Threads that have a cache."), s.live_threads),
-    ])
-}
-
-fn counters(s: &Snapshot, out: &mut Out<'_>) -> fmt::Result {
+/// Families without labels.
+fn singles(s: &Snapshot, out: &mut Out<'_>) -> fmt::Result {
     let (t, y) = (&s.totals, &s.system);
-    out.singles(&[
-        (family(Counter, "allocations", "Blocks handed to the program."), t.allocs),
-        (family(Counter, "frees", "Blocks given back by the program."), t.frees),
-        (
-            // `allocated_bytes` is the gauge's name, and a family has only one type.
-            family(Counter, "allocations_bytes", "Bytes handed to the program."),
-            t.allocated_bytes,
-        ),
-        (family(Counter, "frees_bytes", "Bytes given back by the program."), t.freed_bytes),
-        (family(Counter, "purged_bytes", "Bytes given back to the system."), y.purged_bytes),
-        (family(Counter, "maps", "Mappings asked of the system."), y.maps),
-        (family(Counter, "refused_maps", "Mappings that the system refused."), y.refused_maps),
-        (
-            family(Counter, "refused_others", "Other calls that the system refused."),
-            y.refused_others,
-        ),
-        (
-            family(Counter, "hard_limit_refusals", "Refusals by the hard limit."),
-            y.hard_limit_refusals,
-        ),
-        (
-            family(Counter, "soft_limit_crossings", "Upward crossings of the soft limit."),
-            y.soft_limit_crossings,
-        ),
-    ])
+    let gauges = [
+        t.in_use_bytes,
+        y.active_bytes(),
+        y.metadata_bytes,
+        y.committed_bytes,
+        y.peak_committed_bytes,
+        y.mapped_bytes,
+        y.retained_bytes,
+        s.live_threads,
+    ];
+    let counters = [
+        t.allocs,
+        t.frees,
+        t.allocated_bytes,
+        t.freed_bytes,
+        y.purged_bytes,
+        y.maps,
+        y.refused_maps,
+        y.refused_others,
+        y.hard_limit_refusals,
+        y.soft_limit_crossings,
+        y.refused_topologies,
+    ];
+    for (list, values) in [(&GAUGES, &gauges[..]), (&COUNTERS, &counters[..])] {
+        list.each(&mut |f, i| {
+            out.describe(f)?;
+            out.sample(f, format_args!(""), at(values, i))
+        })?;
+    }
+    Ok(())
 }
 
 fn classes(s: &Snapshot, out: &mut Out<'_>) -> fmt::Result {
     let used = || s.classes().iter().filter(|c| c.is_used());
-    for (f, value) in &CLASS_FAMILIES {
-        out.describe(f)?;
-        for c in used() {
-            out.class_sample(f, c, value(&c.sums()))?;
-        }
-        if s.unlisted() != Totals::default() {
-            out.sample(f, format_args!("{{class=\"unlisted\",align=\"\"}}"), value(&s.unlisted()))?;
-        }
-        out.sample(f, format_args!("{{class=\"huge\",align=\"\"}}"), value(&s.huge.sums()))?;
+    for (list, first) in [(&CLASS_COUNTERS, 0), (&CLASS_GAUGES, 2)] {
+        list.each(&mut |f, i| {
+            let value = |t: Totals| at(&[t.allocs, t.frees, t.in_use_bytes], first + i);
+            out.describe(f)?;
+            for c in used() {
+                out.class_sample(f, c, value(c.sums()))?;
+            }
+            if s.unlisted() != Totals::default() {
+                let labels = format_args!("{{class=\"unlisted\",align=\"\"}}");
+                out.sample(f, labels, value(s.unlisted()))?;
+            }
+            out.sample(f, format_args!("{{class=\"huge\",align=\"\"}}"), value(s.huge.sums()))
+        })?;
     }
     if used().next().is_none() {
         return Ok(());
     }
-    let cached = family(Gauge, "class_cached_blocks", "Free blocks in caches, per class.");
-    out.describe(&cached)?;
-    for c in used() {
-        out.class_sample(&cached, c, c.cached_blocks)?;
-    }
-    Ok(())
+    CLASS_CACHED.each(&mut |f, _| {
+        out.describe(f)?;
+        for c in used() {
+            out.class_sample(f, c, c.cached_blocks)?;
+        }
+        Ok(())
+    })
 }
 
 fn nodes(s: &Snapshot, out: &mut Out<'_>) -> fmt::Result {
     if s.nodes().is_empty() {
         return Ok(());
     }
-    for (f, value) in &NODE_FAMILIES {
-        out.describe(f)?;
-        for n in s.nodes() {
-            out.sample(f, format_args!("{{node=\"{}\"}}", n.node), value(n))?;
-        }
+    for (list, first) in [(&NODE_COUNTERS, 0), (&NODE_GAUGES, 7)] {
+        list.each(&mut |f, i| {
+            out.describe(f)?;
+            for n in s.nodes() {
+                let values = [
+                    n.allocs,
+                    n.frees,
+                    n.local_frees(),
+                    n.remote_frees,
+                    n.sent_home_bytes,
+                    n.spills,
+                    n.refused_binds,
+                    n.in_use_bytes,
+                    n.cached_bytes,
+                    n.retained_bytes,
+                    n.segments,
+                    n.shards,
+                ];
+                let node = NodeName(n.node);
+                out.sample(f, format_args!("{{node=\"{node}\"}}"), at(&values, first + i))?;
+            }
+            Ok(())
+        })?;
     }
     Ok(())
 }

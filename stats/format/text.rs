@@ -4,13 +4,18 @@
 //! T1: every line begins with `nearheap: ` and ends with a newline.
 //! T2: bytes appear exactly, as plain digits; the rounded figure before them is for the eye.
 
-use super::EachThread;
+use super::{EachThread, NodeName};
 use crate::rows::{SystemStats, Totals};
 use crate::snapshot::Snapshot;
 use core::fmt::{self, Write};
 
 /// Threads that the text shows; of the others it gives the number, and JSON lists them all.
 pub const TEXT_THREADS: u64 = 32;
+
+/// The lines above the tables, in the columns of their rows.
+const CLASSES: &str = "nearheap: classes      size   align       allocs        frees  in use blocks    in use bytes  cached blocks\n";
+const NODES: &str = "nearheap: nodes        node  shards       allocs        frees   cached bytes    in use bytes retained bytes  segments\n";
+const THREADS: &str = "nearheap: threads                id       allocs        frees  allocated bytes   freed bytes   cached bytes\n";
 
 /// Bytes as `12.5 MiB (13107200 bytes)`, rounded down; below 1 KiB only the exact count.
 struct Bytes(u64);
@@ -91,18 +96,7 @@ fn class_row(
 }
 
 fn classes(s: &Snapshot, w: &mut dyn Write) -> fmt::Result {
-    writeln!(
-        w,
-        "nearheap: {:<9}{:>8}{:>8}{:>13}{:>13}{:>15}{:>16}{:>15}",
-        "classes",
-        "size",
-        "align",
-        "allocs",
-        "frees",
-        "in use blocks",
-        "in use bytes",
-        "cached blocks"
-    )?;
+    w.write_str(CLASSES)?;
     for c in s.classes().iter().filter(|c| c.is_used()) {
         class_row(w, "class", (&c.size, &c.align), &c.sums(), &c.cached_blocks)?;
     }
@@ -113,25 +107,13 @@ fn classes(s: &Snapshot, w: &mut dyn Write) -> fmt::Result {
 }
 
 fn nodes(s: &Snapshot, w: &mut dyn Write) -> fmt::Result {
-    writeln!(
-        w,
-        "nearheap: {:<9}{:>8}{:>8}{:>13}{:>13}{:>15}{:>16}{:>15}{:>10}",
-        "nodes",
-        "node",
-        "shards",
-        "allocs",
-        "frees",
-        "cached bytes",
-        "in use bytes",
-        "retained bytes",
-        "segments"
-    )?;
+    w.write_str(NODES)?;
     for n in s.nodes() {
         writeln!(
             w,
             "nearheap: {:<9}{:>8}{:>8}{:>13}{:>13}{:>15}{:>16}{:>15}{:>10}",
             "node",
-            n.node,
+            NodeName(n.node),
             n.shards,
             n.allocs,
             n.frees,
@@ -139,6 +121,22 @@ fn nodes(s: &Snapshot, w: &mut dyn Write) -> fmt::Result {
             n.in_use_bytes,
             n.retained_bytes,
             n.segments
+        )?;
+    }
+    if s.system.refused_topologies > 0 {
+        w.write_str("nearheap: the system does not say what NUMA nodes there are\n")?;
+    }
+    // With one node there is nothing to tell.
+    for n in s.nodes().iter().filter(|n| s.nodes().len() > 1 || n.spills + n.refused_binds > 0) {
+        writeln!(
+            w,
+            "nearheap: node {}: {} local frees, {} remote, {} bytes sent home, {} spills, {} refused binds",
+            NodeName(n.node),
+            n.local_frees(),
+            n.remote_frees,
+            n.sent_home_bytes,
+            n.spills,
+            n.refused_binds
         )?;
     }
     Ok(())
@@ -157,17 +155,7 @@ fn thread_rows(
             return Ok(());
         }
         if seen == 1 {
-            writeln!(
-                w,
-                "nearheap: {:<9}{:>16}{:>13}{:>13}{:>17}{:>14}{:>15}",
-                "threads",
-                "id",
-                "allocs",
-                "frees",
-                "allocated bytes",
-                "freed bytes",
-                "cached bytes"
-            )?;
+            w.write_str(THREADS)?;
         }
         writeln!(
             w,

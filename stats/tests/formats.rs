@@ -34,13 +34,19 @@ fn sample() -> Snapshot {
         node: 0,
         allocs: 1000,
         frees: 990,
+        remote_frees: 0,
+        sent_home_bytes: 0,
         in_use_bytes: 640,
         cached_bytes: 2048,
         retained_bytes: 1 << 20,
         segments: 1,
         shards: 2,
+        spills: 3,
+        refused_binds: 0,
     };
-    s.push_node(NodeStats { node: 2, allocs: 10, frees: 8, in_use_bytes: 128, ..node });
+    s.push_node(NodeStats { node: NodeStats::SEVERAL, refused_binds: 4, ..node });
+    let far = NodeStats { remote_frees: 5, sent_home_bytes: 640, spills: 0, ..node };
+    s.push_node(NodeStats { node: 2, allocs: 10, frees: 8, in_use_bytes: 128, ..far });
     s.push_node(node);
     s.system = SystemStats {
         mapped_bytes: 12 << 20,
@@ -54,6 +60,7 @@ fn sample() -> Snapshot {
         refused_others: 2,
         hard_limit_refusals: 3,
         soft_limit_crossings: 5,
+        refused_topologies: 1,
     };
     s.live_threads = 2;
     s.finish();

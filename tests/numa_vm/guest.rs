@@ -16,6 +16,8 @@ use nearheap_numa::os::{Linux, Os, nodes_of_pages};
 use nearheap_numa::topology::free_bytes;
 use std::path::Path;
 
+mod heap;
+
 #[global_allocator]
 static GLOBAL: NearHeap = NearHeap::new();
 
@@ -28,6 +30,20 @@ fn main() {
         "here" => here(),
         "placement" => placement(),
         "free" => free(),
+        "policies" => heap::policies(),
+        "blocks" => heap::blocks(),
+        "moved" => heap::moved(),
+        "home" => heap::home(),
+        "spill" => heap::spill(),
+        "strict" => heap::strict(),
+        "fill" => heap::fill(),
+        "chosen" => heap::chosen(),
+        "misfit" => heap::misfit(),
+        "refused" => heap::refused(),
+        "shrink" => heap::shrink(),
+        "without" => heap::without(),
+        "one-block" => drop(std::hint::black_box(Box::new(1))),
+        "fork" => heap::fork(),
         _ => panic!("which question?"),
     }
 }

@@ -125,6 +125,7 @@ fn n_allocations_more_are_exactly_n_more_in_the_dump(
         (format!("{class}.in_use_bytes"), blocks * SIZE as i64),
         (".nodes.allocs".to_owned(), n),
         (".nodes.frees".to_owned(), freed),
+        (".nodes.local_frees".to_owned(), freed),
         (".nodes.in_use_bytes".to_owned(), blocks * SIZE as i64),
         (".threads.allocs".to_owned(), n),
         (".threads.frees".to_owned(), freed),

@@ -114,7 +114,7 @@ fn every_block_is_apart_and_every_account_is_exact(
 fn more_segments_than_a_group_of_a_shard_lists() {
     let model = Model::new(FakeOs::new());
     let slot = Slot::of(1 << 20, 1).expect("a slot");
-    let span = || model.granules().take_span(slot, 0).expect("memory").0;
+    let span = || model.granules().take_span(slot, Home::default()).expect("memory").0;
     let mut spans: Vec<_> = (0..4 * 140).map(|_| span()).collect();
     assert_eq!(model.segments(), 140);
     spans.sort_unstable();
@@ -163,8 +163,8 @@ fn seek() {
     let granules = unsafe { &*SOUGHT_IN.get() };
     let mut out = [ptr::null_mut()];
     let [span, block] = [128 << 10, 20 << 10].map(|size| Slot::of(size, 1).expect("a slot"));
-    assert_eq!(granules.take(block, 0, &mut out), Ok(1));
-    let (at, dirty) = granules.take_span(span, 0).expect("memory");
+    assert_eq!(granules.take(block, Home::default(), &mut out), Ok(1));
+    let (at, dirty) = granules.take_span(span, Home::default()).expect("memory");
     assert_eq!(dirty, 0, "it is from a fresh segment");
     FOUND.with_borrow_mut(|found| found.extend([(block, out[0]), (span, at)]));
 }

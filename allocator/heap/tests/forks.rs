@@ -6,7 +6,7 @@ use crate::testing::is_held;
 /// How many locks are held, and how many there are.
 fn held(heap: &Heap<FakeOs>) -> (usize, usize) {
     let own = [is_held(&heap.registry), is_held(&heap.budget), heap.huge.is_held()];
-    let counts = [heap.depot.held(), heap.granules.held()];
+    let counts = [heap.depots.get(0).held(), heap.granules.held()];
     let held = own.iter().filter(|&&held| held).count();
     counts.iter().fold((held, own.len()), |sum, count| (sum.0 + count.0, sum.1 + count.1))
 }

@@ -42,7 +42,7 @@ fn where_few_blocks_hold_many_pages_the_magazines_are_emptied() {
     (0..20).for_each(|_| assert!(program.alloc(1, bytes(1000))));
     (0..20).for_each(|_| program.free(1, 0));
     program.dismiss(1);
-    let waiting = |program: &Program| program.heap.depot.count(Slot::small(1000));
+    let waiting = |program: &Program| program.heap.depots.get(0).count(Slot::small(1000));
     assert!(waiting(&program) > 0);
     (0..8 * MIB / 64).for_each(|_| assert!(program.alloc(0, bytes(64))));
     assert!(waiting(&program) > 0);
