@@ -101,6 +101,7 @@ impl Table {
         Some(self.entries()[i]).filter(|m| m.at == at && at != 0)
     }
 
+    #[inline(never)]
     fn insert(&mut self, mapping: Mapping) {
         if let Some(i) = self.place(mapping.at) {
             self.entries()[i] = mapping;
@@ -172,6 +173,7 @@ impl Table {
     }
 
     /// Takes the kept mapping at a place out.
+    #[inline(never)]
     fn take_kept(&mut self, i: usize) -> Mapping {
         let mapping = self.kept[i];
         self.kept.copy_within(i + 1..self.keeps, i);
@@ -182,6 +184,7 @@ impl Table {
 
     /// Takes `len` bytes of the smallest kept mapping of a part that has them, or the largest there is if it has half of
     /// them.
+    #[inline(never)]
     fn take_near(&mut self, part: usize, (len, align): (usize, usize)) -> Option<Mapping> {
         let kept = self.kept().iter().enumerate().filter(|(_, m)| usize::from(m.part) == part);
         let aligned = kept.filter(|(_, m)| m.at.is_multiple_of(align));
@@ -268,6 +271,7 @@ impl Huge {
         self.origins.fetch_add(1, Ordering::Relaxed)
     }
 
+    #[inline(never)]
     fn enlist(&self, mapping: Mapping) {
         let mut table = self.table.lock();
         table.insert(mapping);
@@ -324,6 +328,7 @@ impl Huge {
     }
 
     /// Makes room in the table for one entry more.
+    #[inline(never)]
     fn reserve<O: Os>(&self, meta: &Meta, source: &PageSource<O>) -> bool {
         // Each turn makes the table larger, so addresses end before the turns do.
         loop {
@@ -347,6 +352,7 @@ impl Huge {
     }
 
     /// Gives up the place in the table that `reserve` promised or a block had.
+    #[inline(never)]
     fn forgo(&self) {
         self.table.lock().count -= 1;
     }
@@ -406,6 +412,7 @@ impl Huge {
 
     /// Unmaps; where the kernel refuses, purges the range, and keeps it for another attempt if there is room, else leaves
     /// it behind: each is in the counts of refusals.
+    #[inline(never)]
     fn unmap<O: Os>(&self, mapping: Mapping, source: &PageSource<O>) {
         let Some(at) = NonNull::new(ptr::with_exposed_provenance_mut(mapping.at)) else { return };
         // SAFETY: mapped by `alloc`, in nobody's hands since it left the table.

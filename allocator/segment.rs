@@ -324,7 +324,6 @@ impl Segment {
     }
 
     /// Takes a free run. `false`: the hard limit forbids its pages, and nothing has changed.
-    #[inline]
     fn take_run<O: Os>(
         &mut self,
         g: usize,
@@ -457,6 +456,7 @@ impl Segment {
         any
     }
 
+    #[inline(never)]
     fn is_page_free(&mut self, p: usize, page_granules: usize) -> bool {
         let g = p * page_granules;
         let c = g / CHUNK_GRANULES;
@@ -477,6 +477,7 @@ impl Segment {
         self.check_at_length(g, k)
     }
 
+    #[inline(never)]
     fn check_at_length(&mut self, g: usize, k: usize) -> Result<(), Misuse> {
         let c = g / CHUNK_GRANULES;
         if self.ready >> (c % CHUNKS) & 1 == 0 || !self.chunk(c).is_start(g % CHUNK_GRANULES) {
@@ -559,6 +560,7 @@ impl Segment {
 
     /// How many of `blocks` (sorted, in this segment or after it) follow each other, each verified; or what is wrong with
     /// the first.
+    #[inline(never)]
     fn verified_run(&mut self, blocks: &[*mut u8], k: usize) -> Result<usize, Misuse> {
         let mut before = 0;
         for (n, &block) in blocks.iter().enumerate() {

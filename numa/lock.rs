@@ -48,7 +48,7 @@ impl<T> Lock<T> {
     pub fn lock(&self) -> Guard<'_, T> {
         let contended = !self.grab();
         if contended {
-            self.wait();
+            wait(&self.state);
         }
         Guard { lock: self, contended }
     }
@@ -62,22 +62,7 @@ impl<T> Lock<T> {
 
     #[inline]
     fn grab(&self) -> bool {
-        self.state.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_ok()
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn wait(&self) {
-        for _ in 0..SPINS {
-            if self.state.load(Ordering::Relaxed) == FREE && self.grab() {
-                return;
-            }
-            core::hint::spin_loop();
-        }
-        // From here on this thread leaves `AWAITED` behind: it can't know whether others sleep (L2).
-        while self.state.swap(AWAITED, Ordering::Acquire) != FREE {
-            self.state.wait(AWAITED);
-        }
+        grab(&self.state)
     }
 
     #[inline]
@@ -104,6 +89,27 @@ impl<T> Lock<T> {
     pub fn get_mut(&mut self) -> &mut T {
         // SAFETY: the borrow is the only one.
         self.value.with_mut(|value| unsafe { &mut *value })
+    }
+}
+
+#[inline]
+fn grab(state: &Futex) -> bool {
+    state.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_ok()
+}
+
+/// Enters a lock that is held. The same code for whatever the lock protects.
+#[cold]
+#[inline(never)]
+fn wait(state: &Futex) {
+    for _ in 0..SPINS {
+        if state.load(Ordering::Relaxed) == FREE && grab(state) {
+            return;
+        }
+        core::hint::spin_loop();
+    }
+    // From here on this thread leaves `AWAITED` behind: it can't know whether others sleep (L2).
+    while state.swap(AWAITED, Ordering::Acquire) != FREE {
+        state.wait(AWAITED);
     }
 }
 

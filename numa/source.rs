@@ -321,7 +321,7 @@ impl<O: Os> PageSource<O> {
     }
 
     /// Asks for `bytes` more to be resident. `false`: the hard limit forbids it, and nothing has changed.
-    #[inline]
+    #[inline(never)]
     pub fn commit(&self, bytes: usize) -> bool {
         let hard = self.hard.get();
         // Not added first and taken back if it was too much: others would be refused what fits meanwhile.
@@ -382,6 +382,7 @@ impl<O: Os> PageSource<O> {
     }
 
     /// Says that `bytes` are no longer resident.
+    #[inline(never)]
     pub fn uncommit(&self, bytes: usize) {
         self.committed.fetch_sub(bytes, Ordering::AcqRel);
         if self.crossing.load(Ordering::Relaxed) == KNOWN {
