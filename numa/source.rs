@@ -531,8 +531,10 @@ mod tests {
             }
             let left = source.accounts();
             assert_eq!(left.committed, 0);
-            // A place that was made for a move that failed is given up.
-            assert!(left.mapped == 0 || moved_not && left.mapped == 8 * MIB, "{left:?}");
+            // A place that was made for a move that failed is given up, and an end that the kernel doesn't take back of a
+            // place that was not aligned by itself stays.
+            assert!(left.mapped == 0 || left.refused_others > 0, "{left:?}");
+            assert!(!moved_not || left.mapped <= 8 * MIB, "{left:?}");
             assert_eq!(source.os().mapped(), left.mapped);
         }
     }
