@@ -35,7 +35,7 @@ macro_rules! options {
                 "Free blocks of one size class that the cache of one thread may hold; half as many move at a time. Fewer means a smaller cache and more locks.";
             retain: usize = Size { most: usize::MAX }; "8M";
                 "a size such as 8M";
-                "Bytes of free pages that are kept before any is given back to the system. Less means a smaller resident set and more page faults.";
+                "Bytes of free pages that are kept before any is given back to the system, and of freed blocks that wait for the next use of their size. Less means a smaller resident set and more page faults.";
             purge_delay: Millis = Time { most: Millis(3_600_000) }; "100ms";
                 "a time from 0 to 1h such as 100ms";
                 "How long a chunk that still holds blocks must be left alone before its free pages are given back one by one. Shorter means a smaller resident set and more system calls.";
