@@ -53,6 +53,15 @@ unsafe impl Sync for LastWords {}
 static LAST_WORDS: LastWords = LastWords(UnsafeCell::new(None));
 static REPORTING: AtomicBool = AtomicBool::new(false);
 
+/// The value, or the end: for callers that have nobody to tell of a fault.
+#[inline]
+pub(crate) fn survive<T>(result: Result<T, Fault>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(fault) => die(fault),
+    }
+}
+
 /// Says what happened and aborts.
 #[cold]
 #[inline(never)]

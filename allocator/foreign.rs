@@ -19,8 +19,8 @@ use crate::cache::Cache;
 use crate::class::{CACHED_MAX, GRANULE, SMALL_MAX, SPAN_MAX, Slot};
 use crate::config::Config;
 use crate::extents::{ENTRIES, LEAF_SHIFT, Leaf};
-use crate::fault::{self, Fault, Misuse};
-use crate::heap::Found;
+use crate::fault::{self, Fault, Misuse, survive};
+use crate::heap::{Found, cleared};
 use crate::segment::SEGMENT_SHIFT;
 use crate::start::{self, HEAP};
 use crate::tls::{self, Standing};
@@ -99,13 +99,6 @@ fn find(address: usize) -> Kind {
 #[cold]
 fn die(misuse: Misuse, address: usize) -> ! {
     fault::die(Fault { misuse, address, size: 0 })
-}
-
-fn survive<T>(result: Result<T, Fault>) -> T {
-    match result {
-        Ok(value) => value,
-        Err(fault) => fault::die(fault),
-    }
 }
 
 /// The layout of a block of so many granules (Q4).
@@ -236,12 +229,8 @@ pub fn calloc(count: usize, size: usize) -> *mut u8 {
 
 #[inline(never)]
 extern "C" fn calloc_other(size: usize) -> *mut u8 {
-    let (block, dirty) = obtain(size);
-    if !block.is_null() {
-        // SAFETY: a block of at least this size, which is nobody else's.
-        unsafe { ptr::write_bytes(block, 0, dirty.min(size)) };
-    }
-    block
+    // SAFETY: a block of at least this size, which is nobody else's.
+    unsafe { cleared(obtain(size), size) }
 }
 
 /// The layout for an over-aligned request; and where its blocks are cached, its slot and the plain one of the same extent.

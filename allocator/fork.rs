@@ -55,8 +55,6 @@ unsafe extern "C" fn child() {
         // SAFETY: a cache in the registry, which lives for ever.
         let Some(cache) = (unsafe { other.and_then(|c| c.as_ref()) }) else { return };
         // SAFETY: its thread doesn't exist in this process.
-        if let Err(fault) = unsafe { HEAP.dismiss(cache) } {
-            fault::die(fault);
-        }
+        fault::survive(unsafe { HEAP.dismiss(cache) });
     }
 }

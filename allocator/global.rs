@@ -7,7 +7,8 @@
 use crate::cache::Cache;
 use crate::class::{GRANULE, SMALL_MAX, Slot};
 use crate::config::Config;
-use crate::fault::{self, Fault};
+use crate::fault::survive;
+use crate::heap::cleared;
 use crate::start::{self, HEAP};
 use crate::tls::{self, Standing};
 use core::alloc::{GlobalAlloc, Layout};
@@ -83,13 +84,8 @@ impl NearHeap {
     #[cold]
     #[inline(never)]
     fn alloc_zeroed_cold(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the cache is this thread's.
-        let (block, dirty) = unsafe { HEAP.alloc(self.cache(), layout) };
-        if !block.is_null() {
-            // SAFETY: a block of at least the layout's size, which is nobody else's.
-            unsafe { ptr::write_bytes(block, 0, dirty.min(layout.size())) };
-        }
-        block
+        // SAFETY: the cache is this thread's; a block of at least the layout's size, which is nobody else's.
+        unsafe { cleared(HEAP.alloc(self.cache(), layout), layout.size()) }
     }
 
     #[cold]
@@ -103,22 +99,7 @@ impl NearHeap {
     #[inline(never)]
     unsafe fn realloc_cold(&self, block: *mut u8, layout: Layout, new: usize) -> *mut u8 {
         // SAFETY: the cache is this thread's; the block is the caller's.
-        let stays = survive(unsafe { HEAP.resize(self.cache(), block, layout, new) });
-        if !stays.is_null() {
-            return stays;
-        }
-        let Ok(wanted) = Layout::from_size_align(new, layout.align()) else {
-            return ptr::null_mut();
-        };
-        // SAFETY: the new block is as large as `new` at least, the old one is the caller's until it is freed here.
-        unsafe {
-            let fresh = self.alloc(wanted);
-            if !fresh.is_null() {
-                ptr::copy_nonoverlapping(block, fresh, layout.size().min(new));
-                self.dealloc(block, layout);
-            }
-            fresh
-        }
+        unsafe { resize_or_move(self, self.cache(), block, layout, new) }
     }
 
     /// Bytes that a block of this layout really has: at least the layout's size. All of them may be used, as long as
@@ -134,10 +115,34 @@ impl Default for NearHeap {
     }
 }
 
-fn survive<T>(result: Result<T, Fault>) -> T {
-    match result {
-        Ok(value) => value,
-        Err(fault) => fault::die(fault),
+/// Makes a block one of `new` bytes where it stands, or moves it to another of `heap`.
+///
+/// # Safety
+/// `cache` is the calling thread's; the block is the caller's, of this layout, and one that `heap` may free.
+#[inline(never)]
+pub(crate) unsafe fn resize_or_move(
+    heap: &impl GlobalAlloc,
+    cache: Option<&Cache>,
+    block: *mut u8,
+    layout: Layout,
+    new: usize,
+) -> *mut u8 {
+    // SAFETY: the caller's promise.
+    let stays = survive(unsafe { HEAP.resize(cache, block, layout, new) });
+    if !stays.is_null() {
+        return stays;
+    }
+    let Ok(wanted) = Layout::from_size_align(new, layout.align()) else {
+        return ptr::null_mut();
+    };
+    // SAFETY: the new block is as large as `new` at least, the old one is the caller's until it is freed here.
+    unsafe {
+        let fresh = heap.alloc(wanted);
+        if !fresh.is_null() {
+            ptr::copy_nonoverlapping(block, fresh, layout.size().min(new));
+            heap.dealloc(block, layout);
+        }
+        fresh
     }
 }
 

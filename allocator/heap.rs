@@ -8,7 +8,7 @@
 
 use crate::cache::{Cache, SMALL_CAP, State, cap_limit};
 use crate::class::{CACHED_MAX, GRANULE, Slot};
-use crate::fault::Fault;
+use crate::fault::{self, Fault};
 use crate::granule::{GIVE_MAX, Granules, Home, Refusal};
 use crate::huge::{HUGE_PAGE, Huge};
 use crate::magazine::{Depot, Pushed};
@@ -109,6 +109,18 @@ impl Knobs {
 /// A block, and how many bytes from its beginning on may be other than zero; or null.
 pub(crate) type Found = (*mut u8, usize);
 const NOTHING: Found = (ptr::null_mut(), 0);
+
+/// The block with its first `size` bytes zero; or null.
+///
+/// # Safety
+/// What was found is the caller's, and has `size` bytes at least.
+pub(crate) unsafe fn cleared((block, dirty): Found, size: usize) -> *mut u8 {
+    if !block.is_null() {
+        // SAFETY: the caller's promise.
+        unsafe { ptr::write_bytes(block, 0, dirty.min(size)) };
+    }
+    block
+}
 
 impl<O: Os> Heap<O> {
     const_unless_loom! {
@@ -386,11 +398,8 @@ impl<O: Os> Heap<O> {
         if committed < low || grown {
             self.kept_at.store(committed, Ordering::Relaxed);
         }
-        if grown
-            && self.kept() >= KEPT_STEP
-            && let Err(fault) = self.empty_magazines()
-        {
-            crate::fault::die(fault);
+        if grown && self.kept() >= KEPT_STEP {
+            fault::survive(self.empty_magazines());
         }
     }
 
@@ -401,9 +410,7 @@ impl<O: Os> Heap<O> {
     unsafe fn tend(&self, cache: &Cache) {
         if let Some(slot) = cache.idle_slot() {
             // SAFETY: the caller's promise.
-            if let Err(fault) = unsafe { self.empty_slot(cache, slot, false) } {
-                crate::fault::die(fault);
-            }
+            fault::survive(unsafe { self.empty_slot(cache, slot, false) });
         }
     }
 

@@ -5,12 +5,12 @@
 //! past the thread's cache, and go back there, whoever frees them.
 
 use crate::cache::Cache;
-use crate::class::Slot;
 use crate::config::Config;
-use crate::fault::{self, Fault};
+use crate::fault::survive;
+use crate::global::resize_or_move;
+use crate::heap::cleared;
 use crate::start::{self, HEAP};
 use core::alloc::{GlobalAlloc, Layout};
-use core::ptr;
 
 /// An allocator whose memory lies on one NUMA node, or page by page on all of them in turn, whatever the policy of the
 /// process is.
@@ -71,13 +71,6 @@ fn cache() -> Option<&'static Cache> {
     start::arrive(&Config::new())
 }
 
-fn survive<T>(result: Result<T, Fault>) -> T {
-    match result {
-        Ok(value) => value,
-        Err(fault) => fault::die(fault),
-    }
-}
-
 // SAFETY: as for `NearHeap`: the blocks are those of the same heap.
 unsafe impl GlobalAlloc for NodeHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -90,38 +83,13 @@ unsafe impl GlobalAlloc for NodeHeap {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        let (block, dirty) = self.take(layout);
-        if !block.is_null() {
-            // SAFETY: a block of at least the layout's size, which is nobody else's.
-            unsafe { ptr::write_bytes(block, 0, layout.size().min(dirty)) };
-        }
-        block
+        // SAFETY: a block of at least the layout's size, which is nobody else's.
+        unsafe { cleared(self.take(layout), layout.size()) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new: usize) -> *mut u8 {
-        let slots = (Slot::of(layout.size(), layout.align()), Slot::of(new, layout.align()));
-        if let (Some(from), Some(to)) = slots
-            && from == to
-        {
-            return block;
-        }
         // SAFETY: the cache is the calling thread's; the block is the caller's. What moves takes its place along.
-        let stays = survive(unsafe { HEAP.resize(cache(), block, layout, new) });
-        if !stays.is_null() {
-            return stays;
-        }
-        let Ok(wanted) = Layout::from_size_align(new, layout.align()) else {
-            return ptr::null_mut();
-        };
-        // SAFETY: the new block is as large as `new` at least, the old one is the caller's until it is freed here.
-        unsafe {
-            let fresh = self.alloc(wanted);
-            if !fresh.is_null() {
-                ptr::copy_nonoverlapping(block, fresh, layout.size().min(new));
-                self.dealloc(block, layout);
-            }
-            fresh
-        }
+        unsafe { resize_or_move(self, cache(), block, layout, new) }
     }
 }
 

@@ -70,9 +70,7 @@ pub fn purge() -> usize {
 pub fn flush_thread() {
     if let Some(cache) = cache() {
         // SAFETY: the cache is the calling thread's.
-        if let Err(fault) = unsafe { HEAP.empty_cache(cache, false) } {
-            crate::fault::die(fault);
-        }
+        crate::fault::survive(unsafe { HEAP.empty_cache(cache, false) });
     }
 }
 

@@ -21,7 +21,7 @@
 
 use crate::cache::Cache;
 use crate::class::Slot;
-use crate::fault::Fault;
+use crate::fault::{self, Fault};
 use crate::granule::GIVE_MAX;
 use crate::heap::Heap;
 use crate::part::Place;
@@ -213,9 +213,7 @@ impl<O: Os> Heap<O> {
                 .map_or(Ok(()), |c| self.empty_cache(c, true))
                 .and_then(|()| self.empty_magazines())
         };
-        if let Err(fault) = emptied {
-            crate::fault::die(fault);
-        }
+        fault::survive(emptied);
         let budget = self.budget.lock();
         let now_ms = self.granules.source.os().now_ms();
         self.purge_down(Effort { target: 0, least: 0, quiet_ms: 0 }, now_ms);

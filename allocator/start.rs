@@ -166,7 +166,5 @@ extern "C" fn on_thread_exit(cache: *mut libc::c_void) {
 
 fn dismiss(cache: &'static crate::cache::Cache) {
     // SAFETY: this thread's cache, which it doesn't point at any more.
-    if let Err(fault) = unsafe { HEAP.dismiss(cache) } {
-        fault::die(fault);
-    }
+    fault::survive(unsafe { HEAP.dismiss(cache) });
 }

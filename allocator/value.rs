@@ -6,7 +6,7 @@
 //! V2: `parse` and the builder accept the same values, because both end in `fits`.
 //! V3: what `Display` writes, `parse` reads back as the same value, except a path with bytes that need an escape.
 
-pub(crate) use super::policy::Policy;
+pub(crate) use super::policy::{Policy, same};
 use core::fmt;
 use core::time::Duration;
 
@@ -359,19 +359,6 @@ pub(crate) const fn cut(text: &[u8], mark: u8) -> (&[u8], Option<&[u8]>) {
         rest = after;
     }
     (text, None)
-}
-
-/// Whether two texts are the same but for the case of ASCII letters.
-#[inline(never)] // Options are read once, in a dozen places each: the code should be small.
-pub(crate) const fn same(left: &[u8], right: &[u8]) -> bool {
-    let (mut left, mut right) = (left, right);
-    while let ([l, left_after @ ..], [r, right_after @ ..]) = (left, right) {
-        if !l.eq_ignore_ascii_case(r) {
-            return false;
-        }
-        (left, right) = (left_after, right_after);
-    }
-    left.is_empty() && right.is_empty()
 }
 
 impl fmt::Display for Value {

@@ -149,9 +149,10 @@ impl Policy {
     }
 }
 
-/// Whether two texts are the same but for the case of letters.
+/// Whether two texts are the same but for the case of ASCII letters.
+#[doc(hidden)]
 #[inline(never)] // As `number`.
-const fn same(left: &[u8], right: &[u8]) -> bool {
+pub const fn same(left: &[u8], right: &[u8]) -> bool {
     let (mut left, mut right) = (left, right);
     while let ([l, left_after @ ..], [r, right_after @ ..]) = (left, right) {
         if !l.eq_ignore_ascii_case(r) {

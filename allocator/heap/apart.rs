@@ -8,7 +8,7 @@
 use super::Heap;
 use crate::cache::{Cache, State};
 use crate::class::Slot;
-use crate::fault::Fault;
+use crate::fault::{self, Fault};
 use crate::granule::GIVE_MAX;
 use core::ptr;
 use core::sync::atomic::Ordering;
@@ -37,9 +37,7 @@ impl<O: Os> Heap<O> {
             && cache.part.get() != part
         {
             // SAFETY: the cache is the calling thread's.
-            if let Err(fault) = unsafe { self.empty_cache(cache, false) } {
-                crate::fault::die(fault);
-            }
+            fault::survive(unsafe { self.empty_cache(cache, false) });
             cache.part.set(part);
         }
         part
