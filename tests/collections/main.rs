@@ -3,7 +3,16 @@
 //! that there is not is served by the nearest.
 
 #![cfg(feature = "allocator-api2")]
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
 
 use allocator_api2::alloc::{Allocator, Layout};
 use allocator_api2::boxed::Box;
@@ -63,7 +72,17 @@ fn what_grows_keeps_its_contents_and_what_is_asked_for_as_zero_is(
 }
 
 #[test]
+fn scenario() {
+    common::play(&[("counts", counts)]);
+}
+
+/// In a process of its own: the totals are those of all threads, and other tests free what they have.
+#[test]
 fn the_heap_counts_them() {
+    common::child("counts").run().succeeds_with("");
+}
+
+fn counts() {
     let before = nearheap::stats().totals;
     let list: Vec<[u64; 6], _> = Vec::with_capacity_in(50_000, NodeHeap::on(0));
     let during = nearheap::stats().totals;
