@@ -129,6 +129,8 @@ fn cached(slot: Option<Slot>) -> Option<Slot> {
 /// The calling thread's cache, and the heap started.
 fn cache() -> Option<&'static Cache> {
     match tls::standing() {
+        // Who is watched has blocks in its cache, which the cold paths here don't look for.
+        _ if tls::watched().is_some() => None,
         Standing::Working(cache) => Some(cache),
         Standing::Gone => None,
         Standing::Fresh => arrive(),

@@ -43,7 +43,7 @@ unsafe extern "C" fn parent() {
 unsafe extern "C" fn child() {
     // SAFETY: the child's only thread is the copy of the one that ran `prepare`.
     unsafe { parent() };
-    let own = tls::cache();
+    let own = tls::behind();
     if let Standing::Working(cache) = tls::standing() {
         cache.tid.store(os::tid(), Ordering::Relaxed);
     }

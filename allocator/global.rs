@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::fault::survive;
 use crate::heap::cleared;
 use crate::start::{self, HEAP};
-use crate::tls::{self, Standing};
+use crate::tls::{self, Watcher};
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr;
 
@@ -41,12 +41,19 @@ impl NearHeap {
         Self { config }
     }
 
-    /// The calling thread's cache, for a cold path.
-    fn cache(&self) -> Option<&'static Cache> {
-        match tls::standing() {
-            Standing::Working(cache) => Some(cache),
-            _ => start::arrive(&self.config),
+    /// The calling thread's cache, for a cold path; or who watches the thread, and does the operation.
+    #[inline]
+    fn cache(&self) -> Result<Option<&'static Cache>, &'static Watcher> {
+        match tls::working() {
+            Some(cache) => Ok(Some(cache)),
+            None => self.arrive(),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn arrive(&self) -> Result<Option<&'static Cache>, &'static Watcher> {
+        tls::watched().map_or_else(|| Ok(start::arrive(&self.config)), Err)
     }
 
     /// A block that is not small: fast all the same, where a cache has one.
@@ -76,30 +83,40 @@ impl NearHeap {
     #[cold]
     #[inline(never)]
     fn alloc_cold(&self, layout: Layout) -> *mut u8 {
-        // A thread's first operation finds its slot empty, so this isn't asked again for the new cache.
-        // SAFETY: the cache is this thread's.
-        unsafe { HEAP.alloc(self.cache(), layout) }.0
+        match self.cache() {
+            // A thread's first operation finds its slot empty, so this isn't asked again for the new cache.
+            // SAFETY: the cache is this thread's.
+            Ok(cache) => unsafe { HEAP.alloc(cache, layout) }.0,
+            Err(watcher) => (watcher.alloc)(self, layout, false),
+        }
     }
 
     #[cold]
     #[inline(never)]
     fn alloc_zeroed_cold(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the cache is this thread's; a block of at least the layout's size, which is nobody else's.
-        unsafe { cleared(HEAP.alloc(self.cache(), layout), layout.size()) }
+        match self.cache() {
+            // SAFETY: the cache is this thread's; a block of at least the layout's size, which is nobody else's.
+            Ok(cache) => unsafe { cleared(HEAP.alloc(cache, layout), layout.size()) },
+            Err(watcher) => (watcher.alloc)(self, layout, true),
+        }
     }
 
     #[cold]
     #[inline(never)]
     unsafe fn dealloc_cold(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the cache is this thread's; the block is nobody's any more, by the caller's contract.
-        survive(unsafe { HEAP.free(self.cache(), block, layout) });
+        match self.cache() {
+            // SAFETY: the cache is this thread's; the block is nobody's any more, by the caller's contract.
+            Ok(cache) => survive(unsafe { HEAP.free(cache, block, layout) }),
+            // SAFETY: the caller's contract.
+            Err(watcher) => unsafe { (watcher.dealloc)(self, block, layout) },
+        }
     }
 
     #[cold]
     #[inline(never)]
     unsafe fn realloc_cold(&self, block: *mut u8, layout: Layout, new: usize) -> *mut u8 {
         // SAFETY: the cache is this thread's; the block is the caller's.
-        unsafe { resize_or_move(self, self.cache(), block, layout, new) }
+        unsafe { resize_or_move(self, start::arrive(&self.config), block, layout, new) }
     }
 
     /// Bytes that a block of this layout really has: at least the layout's size. All of them may be used, as long as
@@ -130,6 +147,9 @@ pub(crate) unsafe fn resize_or_move(
     // SAFETY: the caller's promise.
     let stays = survive(unsafe { HEAP.resize(cache, block, layout, new) });
     if !stays.is_null() {
+        if let Some(watcher) = tls::watched() {
+            (watcher.resized)(layout, new);
+        }
         return stays;
     }
     let Ok(wanted) = Layout::from_size_align(new, layout.align()) else {

@@ -25,6 +25,7 @@
 //! | `start`, `fork`, `exit`, `registry` | the life of the process and of its threads |
 //! | `options`, `value`, `config`, `settings`, `cgroup` | what can be set, and what is in force |
 //! | `numa` | what a program asks about NUMA nodes |
+//! | `testing` | what a program's tests ask: how much some code allocates |
 //! | `snapshot`, `report`, `fault` | what the heap says |
 //!
 //! Under `--cfg loom`, whose atomics can't be in statics, there is no heap of the process, only those that models make.
@@ -97,9 +98,8 @@ mod shard;
 mod snapshot;
 #[cfg(not(loom))]
 mod start;
-#[cfg(test)]
 #[cfg(not(loom))]
-mod testing;
+pub mod testing;
 #[cfg(not(loom))]
 mod tls;
 mod value;

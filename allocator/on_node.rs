@@ -10,6 +10,7 @@ use crate::fault::survive;
 use crate::global::resize_or_move;
 use crate::heap::cleared;
 use crate::start::{self, HEAP};
+use crate::testing;
 use core::alloc::{GlobalAlloc, Layout};
 
 /// An allocator whose memory lies on one NUMA node, or page by page on all of them in turn, whatever the policy of the
@@ -62,7 +63,11 @@ impl NodeHeap {
     fn take(self, layout: Layout) -> (*mut u8, usize) {
         let cache = cache();
         // SAFETY: the cache is the calling thread's.
-        unsafe { HEAP.alloc_of(self.part(), cache, layout) }
+        let found = unsafe { HEAP.alloc_of(self.part(), cache, layout) };
+        if !found.0.is_null() {
+            testing::passed(layout, true);
+        }
+        found
     }
 }
 
@@ -80,6 +85,7 @@ unsafe impl GlobalAlloc for NodeHeap {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: the cache is the calling thread's; the block is nobody's any more, by the caller's contract.
         survive(unsafe { HEAP.free_past(cache(), block, layout) });
+        testing::passed(layout, false);
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {

@@ -51,6 +51,8 @@ pub(crate) fn arrive(config: &Config) -> Option<&'static crate::cache::Cache> {
     match tls::standing() {
         Standing::Working(cache) => return Some(cache),
         Standing::Gone => return None,
+        // The pointer is not to be set meanwhile. It is still that of a fresh thread only where there was no memory.
+        Standing::Fresh if tls::watched().is_some() => return None,
         Standing::Fresh => {}
     }
     tls::set(&Standing::Gone);

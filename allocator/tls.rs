@@ -1,19 +1,28 @@
 //! Where a thread finds its cache: one pointer in thread-local storage.
-//! Owns: the pointer and the two sentinels. Called by: every operation.
+//! Owns: the pointer and the three sentinels. Called by: every operation.
 //!
 //! | pointer | the thread | its operations |
 //! |---|---|---|
 //! | `FRESH` | has not allocated yet | the first makes a cache |
 //! | a cache | is at work | fast |
 //! | `GONE` | has given its cache back, or gets none | by the magazines, one block at a time |
+//! | `WATCHED` | is being measured | told to whoever measures, see `testing` |
 //!
 //! A sentinel is a cache of zeros that is never written: no block, no room. So the fast path has no test for it.
 
-use crate::cache::Cache;
-use core::ptr;
+#![allow(clippy::indexing_slicing, reason = "constants, which the compiler checks")]
 
-static FRESH: Cache = Cache::new();
-static GONE: Cache = Cache::new();
+use crate::cache::Cache;
+use crate::global::NearHeap;
+use core::alloc::Layout;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+/// Together, so that one comparison tells a sentinel from a cache; the first is `FRESH`.
+static SENTINELS: [Cache; 3] = [const { Cache::new() }; 3];
+const FRESH: *const Cache = &raw const SENTINELS[0];
+const GONE: *const Cache = &raw const SENTINELS[1];
+const WATCHED: *const Cache = &raw const SENTINELS[2];
 
 /// The pointer as the language has it. Without a destructor, so that it is there before the first and after the last
 /// destructor of the thread. In a shared library every access would call the C library, which may allocate for it.
@@ -23,7 +32,7 @@ mod pointer {
     use core::cell::Cell;
 
     std::thread_local! {
-        static CACHE: Cell<*const Cache> = const { Cell::new(&raw const FRESH) };
+        static CACHE: Cell<*const Cache> = const { Cell::new(FRESH) };
     }
 
     #[inline(always)]
@@ -40,7 +49,7 @@ mod pointer {
 /// down once, so that reading it is two instructions, even in a shared library that was loaded before the program.
 #[cfg(all(feature = "c-interface", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod pointer {
-    use super::{Cache, FRESH};
+    use super::{Cache, SENTINELS};
     use core::arch::{asm, global_asm};
 
     // A name with a dot, which no other language's name holds.
@@ -54,7 +63,7 @@ mod pointer {
         "nearheap.cache:",
         ".quad {fresh}",
         ".popsection",
-        fresh = sym FRESH,
+        fresh = sym SENTINELS,
         options(att_syntax),
     );
 
@@ -136,6 +145,54 @@ pub(crate) fn cache() -> *const Cache {
     pointer::get()
 }
 
+/// What is done on a thread that is watched. Behind a pointer, so that it isn't in programs that measure nothing.
+pub(crate) struct Watcher {
+    pub(crate) alloc: fn(&NearHeap, Layout, bool) -> *mut u8,
+    pub(crate) dealloc: unsafe fn(&NearHeap, *mut u8, Layout),
+    /// A block was made one of another size where it stands, or by the kernel.
+    pub(crate) resized: fn(Layout, usize),
+    /// What the thread's pointer would be.
+    pub(crate) behind: fn() -> *const Cache,
+}
+
+/// Null until somebody measures.
+static WATCHER: AtomicPtr<Watcher> = AtomicPtr::new(ptr::null_mut());
+
+/// Who watches the thread.
+pub(crate) fn watched() -> Option<&'static Watcher> {
+    if !ptr::eq(cache(), WATCHED) {
+        return None;
+    }
+    // SAFETY: a static; a thread has set it before it pointed at `WATCHED`.
+    unsafe { WATCHER.load(Ordering::Relaxed).as_ref() }
+}
+
+/// Begins to watch the thread; what its pointer was.
+pub(crate) fn watch(watcher: &'static Watcher) -> *const Cache {
+    WATCHER.store(ptr::from_ref(watcher).cast_mut(), Ordering::Relaxed);
+    let behind = cache();
+    pointer::set(WATCHED);
+    behind
+}
+
+/// Ends it.
+pub(crate) fn unwatch(behind: *const Cache) {
+    pointer::set(behind);
+}
+
+/// The cache of the calling thread, if it has one and nobody watches.
+#[inline]
+pub(crate) fn working() -> Option<&'static Cache> {
+    let cache = cache();
+    // SAFETY: caches are metadata, which lives for ever.
+    is_cache(cache).then(|| unsafe { &*cache })
+}
+
+/// The thread's cache, or a sentinel, also while the thread is watched.
+pub(crate) fn behind() -> *const Cache {
+    watched().map_or_else(cache, |watcher| (watcher.behind)())
+}
+
 /// What the thread's pointer says.
 pub(crate) enum Standing {
     Fresh,
@@ -143,15 +200,32 @@ pub(crate) enum Standing {
     Working(&'static Cache),
 }
 
-/// What the thread's pointer says.
+/// What the thread's pointer says, or would say if nobody watched.
+#[inline]
 pub(crate) fn standing() -> Standing {
     let cache = cache();
-    if ptr::eq(cache, &raw const FRESH) {
+    if is_cache(cache) {
+        // SAFETY: caches are metadata, which lives for ever.
+        return Standing::Working(unsafe { &*cache });
+    }
+    of_sentinel()
+}
+
+#[inline]
+fn is_cache(cache: *const Cache) -> bool {
+    cache.addr().wrapping_sub(FRESH.addr()) >= size_of_val(&SENTINELS)
+}
+
+#[cold]
+#[inline(never)]
+fn of_sentinel() -> Standing {
+    let cache = behind();
+    if ptr::eq(cache, FRESH) {
         Standing::Fresh
-    } else if ptr::eq(cache, &raw const GONE) {
+    } else if ptr::eq(cache, GONE) {
         Standing::Gone
     } else {
-        // SAFETY: caches are metadata, which lives for ever.
+        // SAFETY: as above; nobody is watched twice.
         Standing::Working(unsafe { &*cache })
     }
 }
@@ -159,8 +233,8 @@ pub(crate) fn standing() -> Standing {
 /// Sets the thread's pointer.
 pub(crate) fn set(standing: &Standing) {
     let cache = match *standing {
-        Standing::Fresh => &raw const FRESH,
-        Standing::Gone => &raw const GONE,
+        Standing::Fresh => FRESH,
+        Standing::Gone => GONE,
         Standing::Working(cache) => ptr::from_ref(cache),
     };
     pointer::set(cache);
