@@ -365,7 +365,7 @@ impl<O: Os> Granules<O> {
             }
         }
         let Some(free) = available_bytes(self.source.os(), node) else { return true };
-        let reserve = topology.kept_free() + topology.memory_bytes(node) / NODE_RESERVE;
+        let reserve = topology.kept_free(node) + topology.memory_bytes(node) / NODE_RESERVE;
         let free = free.saturating_sub(reserve);
         let rest = free.checked_sub(bytes as u64);
         // A part of the rest goes without another look.

@@ -13,7 +13,7 @@
 use nearheap::numa::topology;
 use nearheap::{NearHeap, NodeStats};
 use nearheap_numa::os::nodes_of_pages;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
@@ -115,7 +115,10 @@ fn show(second: u64) {
     );
     let heap = |node: u64| stats.nodes().iter().find(|row| row.node == node).copied();
     let several = heap(NodeStats::SEVERAL).map(|row| (-1, row));
-    let rows = counts.keys().map(|&node| (node, heap(node as u64).unwrap_or_default()));
+    // Nodes that have pages, and those that the heap has something to say of.
+    let told = stats.nodes().iter().map(|row| row.node).filter(|&node| node != NodeStats::SEVERAL);
+    let nodes: BTreeSet<_> = counts.keys().copied().chain(told.map(|node| node as i32)).collect();
+    let rows = nodes.into_iter().map(|node| (node, heap(node as u64).unwrap_or_default()));
     for (node, row) in rows.chain(several) {
         let pages = counts.get(&node).copied().unwrap_or(0);
         let name = if node < 0 { "several".to_owned() } else { node.to_string() };

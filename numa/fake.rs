@@ -147,9 +147,12 @@ impl FakeOs {
         }
     }
 
-    /// Gives a file below `/sys/devices/system/node` this text, or takes it away.
+    /// Gives a file this text, or takes it away. Its name is one below `/sys/devices/system/node`, or begins with a slash.
     pub fn set_file(&self, name: &str, text: Option<&str>) {
-        let path = format!("/sys/devices/system/node/{name}");
+        let path = match name.starts_with('/') {
+            true => name.to_owned(),
+            false => format!("/sys/devices/system/node/{name}"),
+        };
         let mut machine = self.machine();
         match text {
             Some(text) => machine.files.insert(path, text.to_owned()),

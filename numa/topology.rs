@@ -44,8 +44,8 @@ pub struct Topology {
     allowed: NodeSet,
     with_memory: NodeSet,
     knows_weights: bool,
-    /// Bytes that the kernel keeps free on all nodes together: it looks on other nodes before it takes them.
-    kept_free: u64,
+    /// KiB that the kernel keeps free on all nodes together.
+    kept_kib: u32,
     /// Bytes of each node; 0 where it has none and where its size is not known.
     memory: [u64; NODES_MOST],
     /// From, to; 0 where none is told.
@@ -65,7 +65,7 @@ impl Topology {
             allowed: NodeSet::NONE,
             with_memory: NodeSet::NONE,
             knows_weights: false,
-            kept_free: 0,
+            kept_kib: 0,
             memory: [0; NODES_MOST],
             distances: [[0; NODES_MOST]; NODES_MOST],
             cpus: [0; CPUS_MOST],
@@ -78,7 +78,7 @@ impl Topology {
         if self.is_several() {
             self.knows_weights = os.knows_weights();
             let _ = read_list(os, c"/proc/sys/vm/min_free_kbytes", b',', &mut |kib, _| {
-                self.kept_free = u64::from(kib) << 10;
+                self.kept_kib = kib;
             });
             if self.read(os).is_none() {
                 self.shrink(Standing::Unreadable);
@@ -224,9 +224,15 @@ impl Topology {
         self.memory.get(usize::from(node)).copied().unwrap_or(0)
     }
 
-    /// Bytes that the kernel keeps free on all nodes together; 0 where that is not known, or there is one node.
-    pub fn kept_free(&self) -> u64 {
-        self.kept_free
+    /// Bytes that the kernel keeps free on the node: it looks on others before it takes them. 0 where that is not known, or
+    /// there is one node.
+    ///
+    /// Each node keeps a share by its size, and the kernel begins to reclaim at half as much again.
+    pub fn kept_free(&self, node: u8) -> u64 {
+        let mib = |node| self.memory_bytes(node) >> 20;
+        let all: u64 = self.online.iter().map(mib).sum();
+        let kept = u64::from(self.kept_kib).saturating_mul(mib(node)) / all.max(1);
+        (kept + kept / 2) << 10
     }
 
     /// How far a node's memory is from another node's CPUs, as the kernel tells it: 10 is near, 20 takes twice the time,

@@ -230,6 +230,17 @@ fn free_memory_is_read_anew() {
     assert_eq!(free_bytes(&machine(&TWO), 2), None);
 }
 
+/// What all nodes keep free together is divided by their sizes, and half as much again is not touched.
+#[test]
+fn a_small_node_keeps_a_small_part_free() {
+    let os = machine(&TWO);
+    os.set_file("/proc/sys/vm/min_free_kbytes", Some("90000\n"));
+    let t = loaded(&os);
+    assert_eq!([0, 1, 2].map(|node| t.kept_free(node) >> 10), [45_000, 90_000, 0]);
+    os.set_file("/proc/sys/vm/min_free_kbytes", None);
+    assert_eq!(loaded(&os).kept_free(0), 0);
+}
+
 #[rstest]
 #[case(0, b"cpulist", "/sys/devices/system/node/node0/cpulist")]
 #[case(9, b"meminfo", "/sys/devices/system/node/node9/meminfo")]

@@ -17,6 +17,8 @@ use nearheap_numa::topology::free_bytes;
 use std::path::Path;
 
 mod heap;
+mod hotplug;
+mod outside;
 
 #[global_allocator]
 static GLOBAL: NearHeap = NearHeap::new();
@@ -38,6 +40,12 @@ fn main() {
         "strict" => heap::strict(),
         "fill" => heap::fill(),
         "chosen" => heap::chosen(),
+        "collections" => heap::collections(),
+        "outside" => outside::outside(),
+        "seen" => outside::seen(),
+        "removed" => hotplug::removed(),
+        "vanishes" => hotplug::vanishes(),
+        "elsewhere" => hotplug::elsewhere(),
         "misfit" => heap::misfit(),
         "refused" => heap::refused(),
         "shrink" => heap::shrink(),
