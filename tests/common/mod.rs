@@ -54,7 +54,8 @@ pub(crate) fn play(scenarios: &[(&str, fn())]) {
 fn await_silence() {
     let stat = format!("/proc/self/task/{}/stat", std::process::id());
     let mut sleeping = 0;
-    while sleeping < 3 {
+    // Where a scenario has no /proc, it counts no allocations either.
+    while sleeping < 3 && File::open(&stat).is_ok() {
         thread::sleep(Duration::from_millis(1));
         let mut text = [0; 512];
         let len = File::open(&stat).unwrap().read(&mut text).unwrap();
