@@ -68,6 +68,9 @@ mod fault;
 pub mod foreign;
 #[cfg(not(loom))]
 mod fork;
+#[cfg(all(not(loom), any(test, fuzzing)))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(not(loom))]
 mod global;
 mod granule;
