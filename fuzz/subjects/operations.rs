@@ -49,10 +49,8 @@ impl Block {
         let block = Self { at, layout, stamp };
         block.look();
         // SAFETY: inside the block.
-        assert!(
-            !zeroed || block.places(0).all(|i| unsafe { *at.add(i) } == 0),
-            "{layout:?} is not zero"
-        );
+        let is_zero = |i| unsafe { *at.add(i) } == 0;
+        assert!(!zeroed || block.places(0).all(is_zero), "{layout:?} is not zero");
         block.mark(0);
         block
     }
@@ -154,7 +152,7 @@ fn check_apart(blocks: &[Block]) {
 }
 
 /// Runs one input.
-pub fn try_input(input: &[u8]) {
+pub(crate) fn try_input(input: &[u8]) {
     let before = nearheap::stats().totals;
     let (mut blocks, mut bytes) = (Vec::<Block>::new(), 0);
     let (mut other, mut stamp) = (None, 0_u8);

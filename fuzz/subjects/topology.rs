@@ -140,7 +140,7 @@ fn check_same(a: &Topology, b: &Topology) {
 }
 
 /// Runs one input.
-pub fn try_input(input: &[u8]) {
+pub(crate) fn try_input(input: &[u8]) {
     let Some(mut machine) = Machine::new(input) else { return };
     let read = |machine: &Machine<'_>, all: bool| {
         let mut topology = Box::new(Topology::new());
