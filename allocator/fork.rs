@@ -7,7 +7,7 @@
 //! agree at every instruction (T4), but for the slot whose blocks a thread was just moving: those stay in use for ever.
 
 use crate::fault;
-use crate::start::{HEAP, STARTING};
+use crate::start::{self, HEAP};
 use crate::tls::{self, Standing};
 use core::ptr;
 use core::sync::atomic::Ordering;
@@ -28,7 +28,7 @@ pub(crate) fn register() {
 }
 
 unsafe extern "C" fn prepare() {
-    STARTING.hold();
+    start::enter();
     HEAP.hold();
 }
 
@@ -36,8 +36,8 @@ unsafe extern "C" fn parent() {
     // SAFETY: `prepare` entered all of them on this thread, or on the one that this is the copy of.
     unsafe {
         HEAP.let_go();
-        STARTING.let_go();
     }
+    start::leave();
 }
 
 unsafe extern "C" fn child() {

@@ -3,10 +3,14 @@
 //!
 //! | state | meaning | to |
 //! |---|---|---|
-//! | `ASLEEP` | nothing has been allocated | `READY` by the first thread through the lock |
+//! | `ASLEEP` | nothing has been allocated | `READY` by the first thread that enters |
 //! | `READY` | options are in force, fork handlers and the exit dump are registered | - |
 //!
 //! While a thread starts the heap it counts as one without a cache, so whatever the registrations allocate is served.
+//!
+//! Another thread may fork meanwhile, and before the handlers are registered nobody keeps it from that. So it is no lock that
+//! keeps others out but the number of the process: a child finds its parent's, knows that whoever was inside doesn't exist
+//! here, and starts anew. What it finds half done, the options and the nodes, it does again.
 
 use crate::config::Config;
 use crate::fault;
@@ -17,7 +21,6 @@ use crate::value::{HugePages, Limit, StatsFormat};
 use crate::{exit, fork};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU32, Ordering};
-use nearheap_numa::lock::Lock;
 use nearheap_numa::os::{self, Linux};
 use nearheap_numa::source::NO_LIMIT;
 use once_cell::race::OnceBool;
@@ -29,12 +32,13 @@ pub(crate) static HEAP: Heap<Linux> = Heap::new(Linux);
 const HUGE_PAGES_FROM: usize = 16 << 20;
 
 static READY: OnceBool = OnceBool::new();
-pub(crate) static STARTING: Lock<()> = Lock::new(());
+/// The process of which a thread is inside the start, or keeps others out of it for a fork; 0 for none.
+static STARTER: AtomicU32 = AtomicU32::new(0);
 static KEY: AtomicU32 = AtomicU32::new(NO_KEY);
 const NO_KEY: u32 = u32::MAX;
 
 struct InForce(UnsafeCell<Settings>);
-// SAFETY: written once, under `STARTING`, before `READY` is set; read only after.
+// SAFETY: written inside the start alone, before `READY` is set; read only after.
 unsafe impl Sync for InForce {}
 static SETTINGS: InForce = InForce(UnsafeCell::new(Settings::new()));
 
@@ -74,7 +78,7 @@ pub(crate) fn start(config: &Config) {
     if READY.get().is_some() {
         return;
     }
-    let _alone = STARTING.lock();
+    enter();
     if READY.get().is_none() {
         load_options(config);
         apply_options();
@@ -83,14 +87,36 @@ pub(crate) fn start(config: &Config) {
         if settings().values.stats != StatsFormat::Off {
             exit::register();
         }
-        // The only writer is inside the lock.
+        // The only writer is inside.
         let _ = READY.set(true);
     }
+    leave();
+}
+
+/// Waits until this thread is the only one of the process inside the start. It is short, and happens once.
+pub(crate) fn enter() {
+    let me = os::pid();
+    loop {
+        let inside = STARTER.load(Ordering::Relaxed);
+        // Pairs with the release of `leave`.
+        let free = inside != me;
+        if free
+            && STARTER.compare_exchange(inside, me, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        {
+            return;
+        }
+        os::nap();
+    }
+}
+
+/// Lets others in: also in the child of the process whose thread entered.
+pub(crate) fn leave() {
+    STARTER.store(0, Ordering::Release);
 }
 
 fn load_options(config: &Config) {
     let say = &mut |line: &[u8]| os::write(2, line);
-    // SAFETY: before `READY`, under `STARTING`: nobody else has a reference.
+    // SAFETY: before `READY`, inside the start: nobody else has a reference.
     let settings = unsafe { &mut *SETTINGS.0.get() };
     if os::is_privileged() {
         resolve(config, core::iter::empty(), settings, say);
@@ -130,7 +156,7 @@ fn apply_options() {
     HEAP.granules.source.set_limits(bytes_of(values.limit_soft), bytes_of(values.limit_hard));
     let misfit =
         &mut |why, nodes| settings().tell_misfit(why, nodes, &mut |line| os::write(2, line));
-    // SAFETY: before `READY`, under `STARTING`: what was served meanwhile had the one part that there was.
+    // SAFETY: before `READY`, inside the start: what was served meanwhile had the one part that there was.
     unsafe { HEAP.granules.homes.settle(&Linux, values.numa, misfit) };
 }
 

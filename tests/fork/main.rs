@@ -40,6 +40,7 @@ fn scenario() {
         ("first_operation", first_operation),
         ("amid_a_walk", amid_a_walk),
         ("amid_the_start", start::amid_the_start),
+        ("amid_the_options", start::amid_the_start),
         ("counters", counters),
     ]);
 }
@@ -348,6 +349,7 @@ fn counters() {
 #[case("threads_come_and_go")]
 #[case("first_operation")]
 #[case("amid_a_walk")]
+#[case("amid_the_options")]
 #[case("amid_the_start")]
 #[case("counters")]
 fn a_child_has_a_whole_heap(#[case] scenario: &str) {

@@ -1,7 +1,7 @@
 //! A fork while another thread starts the heap: before `main`, since nothing in Rust starts a thread without allocating.
 //!
-//! The start makes a `pthread_key`, after it has registered the handlers of forks. The function that does it is this
-//! file's own in this executable: in the scenario it says so, and takes its time.
+//! The start asks whether the process is privileged, registers the handlers of forks, and makes a `pthread_key`. The first
+//! and the last are functions of this file in this executable: in the scenarios each says so, and takes its time.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::ffi::{CStr, c_int, c_void};
@@ -13,11 +13,32 @@ use std::sync::atomic::{AtomicBool, Ordering};
 static STARTING: AtomicBool = AtomicBool::new(false);
 static SERVED: AtomicBool = AtomicBool::new(false);
 
-fn is_played() -> bool {
+fn is_played(scenario: &CStr) -> bool {
     // SAFETY: terminated names; nobody changes the environment. Unlike `std::env` it allocates nothing.
     unsafe {
         let name = libc::getenv(c"TEST_SCENARIO".as_ptr());
-        !name.is_null() && CStr::from_ptr(name) == c"amid_the_start"
+        !name.is_null() && CStr::from_ptr(name) == scenario
+    }
+}
+
+fn linger() {
+    STARTING.store(true, Ordering::SeqCst);
+    // SAFETY: no preconditions.
+    unsafe { libc::usleep(200_000) };
+}
+
+/// What the heap calls in place of the C library's function, before there are handlers.
+#[unsafe(no_mangle)]
+extern "C" fn getauxval(what: libc::c_ulong) -> libc::c_ulong {
+    if what == libc::AT_SECURE && is_played(c"amid_the_options") && !STARTING.load(Ordering::SeqCst)
+    {
+        linger();
+    }
+    // SAFETY: the next function of this name is the C library's, of this type.
+    unsafe {
+        let next = libc::dlsym(libc::RTLD_NEXT, c"getauxval".as_ptr());
+        let next: extern "C" fn(libc::c_ulong) -> libc::c_ulong = std::mem::transmute(next);
+        next(what)
     }
 }
 
@@ -29,10 +50,8 @@ type Destructor = Option<unsafe extern "C" fn(*mut c_void)>;
 /// As for the C library's.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pthread_key_create(key: *mut libc::pthread_key_t, last: Destructor) -> c_int {
-    if is_played() {
-        STARTING.store(true, Ordering::SeqCst);
-        // SAFETY: no preconditions.
-        unsafe { libc::usleep(200_000) };
+    if is_played(c"amid_the_start") {
+        linger();
     }
     // SAFETY: the next function of this name is the C library's, of this type; the caller's contract.
     unsafe {
@@ -65,7 +84,7 @@ extern "C" fn starts(_: *mut c_void) -> *mut c_void {
 #[unsafe(link_section = ".init_array")]
 static FIRST: extern "C" fn() = {
     extern "C" fn first() {
-        if is_played() {
+        if is_played(c"amid_the_start") || is_played(c"amid_the_options") {
             // SAFETY: before `main` there is nothing that this could disturb.
             unsafe { forks() };
         }
