@@ -74,27 +74,13 @@ pub(crate) struct Granules<O> {
 pub(crate) struct Refaults {
     pub(crate) bytes: AtomicUsize,
     pub(crate) purged_ms: AtomicUsize,
-    /// Bytes that were unmapped and not missed so far, and when the last were.
-    gone: AtomicUsize,
+    /// When bytes were unmapped last.
     gone_ms: AtomicUsize,
     /// The regret as the purger left it.
     pub(crate) regret: AtomicUsize,
 }
 
 impl Refaults {
-    /// Counts bytes that were unmapped.
-    pub(crate) fn unmapped(&self, bytes: usize, now_ms: u64) {
-        self.gone.fetch_add(bytes, Ordering::Relaxed);
-        self.gone_ms.store(now_ms as usize, Ordering::Relaxed);
-    }
-
-    /// Counts bytes that were mapped: as many as had been unmapped before were missed.
-    pub(crate) fn mapped(&self, bytes: usize) {
-        let take = |gone: usize| Some(gone.saturating_sub(bytes));
-        let gone = self.gone.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
-        self.add((gone.unwrap_or(0).min(bytes), self.gone_ms.load(Ordering::Relaxed)));
-    }
-
     /// Counts bytes, of which the last were purged at `purged_ms`.
     pub(crate) fn add(&self, (bytes, purged_ms): (usize, usize)) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -137,7 +123,6 @@ impl<O: Os> Granules<O> {
                 refaults: Refaults {
                     bytes: AtomicUsize::new(0),
                     purged_ms: AtomicUsize::new(0),
-                    gone: AtomicUsize::new(0),
                     gone_ms: AtomicUsize::new(0),
                     regret: AtomicUsize::new(0),
                 },
@@ -190,6 +175,24 @@ impl<O: Os> Granules<O> {
         // SAFETY: null, or metadata, which stays readable (N2).
         let segment = unsafe { self.map.find(address).as_ref() };
         segment.map(|segment| segment.shard() / SHARDS)
+    }
+
+    /// Counts bytes of a part that were unmapped.
+    #[inline(never)]
+    pub(crate) fn unmapped(&self, part: usize, bytes: usize, now_ms: u64) {
+        self.traffic(part).gone.fetch_add(bytes, Ordering::Relaxed);
+        self.refaults.gone_ms.store(now_ms as usize, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that were mapped for a part: as many as had been unmapped of it before were missed. Another node's
+    /// are no loss to this one.
+    #[inline(never)]
+    pub(crate) fn mapped(&self, part: usize, bytes: usize) {
+        let take = |gone: usize| Some(gone.saturating_sub(bytes));
+        let gone = &self.traffic(part).gone;
+        let gone = gone.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        let again = gone.unwrap_or(0).min(bytes);
+        self.refaults.add((again, self.refaults.gone_ms.load(Ordering::Relaxed)));
     }
 
     fn shape(&self, slot: Slot) -> (usize, usize) {
@@ -412,7 +415,7 @@ impl<O: Os> Granules<O> {
             self.keep_metadata(segment);
             return false;
         };
-        self.refaults.mapped(SEGMENT);
+        self.mapped(shard / SHARDS, SEGMENT);
         self.put(shard / SHARDS, base, SEGMENT);
         let huge = self.taken() >= self.huge_pages_from.get();
         // A small heap says no as well: where the system's setting is `always`, a touched byte would cost 2 MiB.
@@ -594,7 +597,8 @@ impl<O: Os> Granules<O> {
     /// Withdraws an empty segment that is no longer listed, and unmaps it. `false`: the kernel refuses; list it again.
     pub(crate) fn retire(&self, segment: *mut Segment) -> bool {
         // SAFETY: the caller took it off its shard's list, so nobody else writes to it.
-        let (base, dirty) = unsafe { ((*segment).base(), (*segment).dirty_bytes()) };
+        let (base, dirty, shard) =
+            unsafe { ((*segment).base(), (*segment).dirty_bytes(), (*segment).shard()) };
         let Some(at) = NonNull::new(core::ptr::with_exposed_provenance_mut(base)) else {
             return false;
         };
@@ -604,7 +608,7 @@ impl<O: Os> Granules<O> {
         let gone = unsafe { self.source.unmap(at, SEGMENT, dirty) };
         if gone {
             self.source.retain(0, dirty);
-            self.refaults.unmapped(dirty, self.source.os().now_ms());
+            self.unmapped(shard / SHARDS, dirty, self.source.os().now_ms());
             self.keep_metadata(segment);
         }
         gone

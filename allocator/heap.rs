@@ -401,6 +401,10 @@ impl<O: Os> Heap<O> {
         if grown && self.kept() >= KEPT_STEP {
             fault::survive(self.empty_magazines());
         }
+        if grown && self.granules.homes.is_several() {
+            // What is free on other nodes does not serve this growth, however much it may be needed there again.
+            self.purge_over_budget(0);
+        }
     }
 
     /// Looks after a slot that the thread doesn't use any more, now and then.
@@ -495,7 +499,7 @@ impl<O: Os> Heap<O> {
         let Some((block, dirty)) = found else { return NOTHING };
         self.count_out(part, block.as_ptr(), 1);
         if dirty < len {
-            self.granules.refaults.mapped(len - dirty);
+            self.granules.mapped(part, len - dirty);
         }
         self.count_huge(cache, true, len);
         (block.as_ptr(), dirty)
@@ -516,7 +520,7 @@ impl<O: Os> Heap<O> {
             self.granules.traffic(part).came_back(part == self.part(cache), 1, len);
         }
         if unmapped > 0 {
-            refaults.unmapped(unmapped, source.os().now_ms());
+            self.granules.unmapped(part.unwrap_or(0), unmapped, source.os().now_ms());
         }
         self.count_huge(cache, false, len);
         Ok(())

@@ -467,14 +467,14 @@ impl Huge {
     }
 
     /// Unmaps kept mappings, the oldest first, until at most `target` bytes are retained by everyone, or `share` bytes here.
-    /// How many bytes.
     pub(crate) fn purge<O: Os>(
         &self,
         target: usize,
         share: usize,
-        source: &PageSource<O>,
-    ) -> usize {
-        let mut bytes = 0;
+        granules: &Granules<O>,
+        now_ms: u64,
+    ) {
+        let source = &granules.source;
         // What can't be unmapped is kept again, so there is a bound.
         for _ in 0..KEPT {
             if source.retained() <= target {
@@ -482,9 +482,8 @@ impl Huge {
             }
             let Some(mapping) = self.oldest(share, source) else { break };
             self.unmap(mapping, source);
-            bytes += mapping.mapped;
+            granules.unmapped(usize::from(mapping.part), mapping.mapped, now_ms);
         }
-        bytes
     }
 
     /// The part of the block at an address.

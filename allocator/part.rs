@@ -155,6 +155,8 @@ pub(crate) struct Traffic {
     pub(crate) refused_binds: AtomicU64,
     /// Mappings that were put on the node.
     pub(crate) turns: AtomicUsize,
+    /// Bytes that were unmapped, and not missed so far.
+    pub(crate) gone: AtomicUsize,
     /// Until when the node's free memory is known, and how many bytes of it may be mapped without looking again.
     pub(crate) known_until_ms: AtomicU64,
     pub(crate) room: AtomicUsize,
@@ -170,6 +172,7 @@ impl Traffic {
             spills: AtomicU64::new(0),
             refused_binds: AtomicU64::new(0),
             turns: AtomicUsize::new(0),
+            gone: AtomicUsize::new(0),
             known_until_ms: AtomicU64::new(0),
             room: AtomicUsize::new(0),
         }

@@ -116,13 +116,16 @@ impl<O: Os> Heap<O> {
             unsafe { self.sweep(cache, small)? };
         }
         if source.retained() > self.retain_base(live) {
-            self.purge_over_budget(live);
+            self.purge_over_budget(usize::MAX);
         }
         Ok(())
     }
 
+    /// Purges down to the budget, with at most so much regret.
     #[cold]
-    fn purge_over_budget(&self, live: usize) {
+    #[inline(never)]
+    pub(crate) fn purge_over_budget(&self, regret_most: usize) {
+        let live = self.live();
         let Some(mut budget) = self.budget.try_lock() else { return };
         let now_ms = self.granules.source.os().now_ms();
         let base = self.retain_base(live);
@@ -134,7 +137,7 @@ impl<O: Os> Heap<O> {
             budget.regret = (budget.regret + again).min(base.max(REGRET_MOST));
         }
         refaults.regret.store(budget.regret, Ordering::Relaxed);
-        let most = base + budget.regret;
+        let most = base + budget.regret.min(regret_most);
         let retained = self.granules.source.retained();
         // Far over the budget, the heap is emptying: nothing may be called later that would see its chunks at rest.
         let quiet_ms = if retained > live.min(most + most / 2) { 0 } else { self.knobs.quiet_ms() };
@@ -223,9 +226,8 @@ impl<O: Os> Heap<O> {
 
     /// Purges until the target is reached. Under the budget's lock (U1).
     fn purge_down(&self, effort: Effort, now_ms: u64) {
-        let source = &self.granules.source;
         // Neither what is free of huge blocks nor what is free in segments drives the other out.
-        let mut unmapped = self.huge.purge(effort.target, effort.target / 2, source);
+        self.huge.purge(effort.target, effort.target / 2, &self.granules, now_ms);
         for place in self.granules.places() {
             self.retire_segments(place, effort.target);
         }
@@ -236,10 +238,7 @@ impl<O: Os> Heap<O> {
                 self.purge_runs(place, Effort { least, quiet_ms, ..effort }, now_ms);
             }
         }
-        unmapped += self.huge.purge(effort.target, 0, source);
-        if unmapped > 0 {
-            self.granules.refaults.unmapped(unmapped, now_ms);
-        }
+        self.huge.purge(effort.target, 0, &self.granules, now_ms);
     }
 
     /// Unmaps segments that are all free.

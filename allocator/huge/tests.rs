@@ -122,7 +122,7 @@ impl Model {
         while !self.blocks.is_empty() {
             self.free(0);
         }
-        self.huge.purge(0, 0, &self.granules.source);
+        self.huge.purge(0, 0, &self.granules, 0);
         self.check();
         assert_eq!(self.granules.source.committed(), self.granules.meta.bytes());
     }
@@ -157,11 +157,7 @@ fn thousands_of_blocks(#[case] page: usize, #[case] keep: usize, #[case] seed: u
             (filling, drained) = (true, drained + 1);
         }
         if numbers.once_in(200) {
-            model.huge.purge(
-                numbers.under(keep + 1),
-                numbers.under(keep + 1),
-                &model.granules.source,
-            );
+            model.huge.purge(numbers.under(keep + 1), numbers.under(keep + 1), &model.granules, 0);
         }
         if step % 100 == 0 {
             model.check();

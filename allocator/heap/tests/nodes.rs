@@ -170,6 +170,46 @@ fn a_thread_that_moves_takes_nothing_along() {
 }
 
 #[test]
+fn what_another_node_gave_back_is_not_missed() {
+    let mut program = settle(machine([GIB, GIB]), Policy::Local);
+    let again = |program: &Program| program.heap.granules.refaults.bytes.load(Ordering::Relaxed);
+    let round = |program: &mut Program, cpu: usize| {
+        program.go(cpu);
+        (0..16).for_each(|_| assert!(program.alloc(0, HUGE)));
+        let missed = again(program);
+        (0..16).rev().for_each(|i| program.free(0, i));
+        missed
+    };
+    round(&mut program, 0);
+    assert_eq!(round(&mut program, 2), 0, "these are other pages");
+    assert!(round(&mut program, 0) > 0, "these were given back a moment ago");
+    program.finish();
+}
+
+/// What one node's threads freed, and will need again, is given back when another node grows: its threads can't use it.
+#[test]
+fn a_node_that_grows_purges_what_others_retain() {
+    let mut program = settle(machine([GIB, GIB]), Policy::Local);
+    program.heap.knobs.set(&Values { retain: 2 << 20, ..Values::DEFAULT });
+    let sizes = [48, 256, 1024, 4096, 64 << 10].map(|size| Layout::array::<u8>(size).unwrap());
+    for cpu in [0, 2, 0, 2] {
+        program.go(cpu);
+        for layout in sizes {
+            (0..(2 << 20) / layout.size()).for_each(|_| assert!(program.alloc(0, layout)));
+        }
+        let (retained, live) = (program.heap.granules.source.retained(), program.heap.live());
+        let budget = program.heap.retain_base(live);
+        assert!(retained <= budget + (512 << 10), "{retained} of {budget} on CPU {cpu}");
+        // Some stay, so that pages are purged and not segments.
+        for i in (0..program.blocks.len()).rev().filter(|i| i % 64 != 0) {
+            program.free(0, i);
+        }
+        program.os().pass_ms(10);
+    }
+    program.finish();
+}
+
+#[test]
 fn a_kept_mapping_serves_its_own_part() {
     let mut program = settle(machine([GIB, GIB]), Policy::Local);
     assert!(program.alloc(0, HUGE));
