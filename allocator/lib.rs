@@ -28,12 +28,21 @@
 //! | `testing` | what a program's tests ask: how much some code allocates |
 //! | `snapshot`, `report`, `fault` | what the heap says |
 //!
+//! On Unix systems other than Linux the heap is the same, on plain mappings: no NUMA, no `mremap`, no huge pages. Elsewhere
+//! (Windows) `NearHeap` passes everything on to the system's allocator, and of the rest there are `Config`, whose options
+//! have no effect, `stats`, which counts nothing, `purge` and `flush_thread`, which do nothing.
+//!
 //! Under `--cfg loom`, whose atomics can't be in statics, there is no heap of the process, only those that models make.
 
 #![warn(clippy::cast_lossless)]
 #![cfg_attr(
-    loom,
-    allow(dead_code, unused_imports, reason = "what serves the process's heap is left out")
+    any(loom, not(unix)),
+    allow(
+        dead_code,
+        unused_imports,
+        unused_macros,
+        reason = "what serves the process's heap is left out"
+    )
 )]
 
 /// An array of values of the same expression; under loom, whose atomics are not made in constants, one by one.
@@ -51,74 +60,101 @@ macro_rules! repeat {
 }
 use repeat;
 
+#[cfg(unix)]
 mod cache;
-#[cfg(not(loom))]
+#[cfg(all(unix, not(loom)))]
 mod cgroup;
+#[cfg(unix)]
 mod chunk;
+#[cfg(unix)]
 mod class;
 mod config;
-#[cfg(not(loom))]
+#[cfg(all(unix, not(loom)))]
 mod exit;
 // Two files, so that what asks for it needs no conditions.
+#[cfg(unix)]
 #[cfg_attr(not(all(feature = "c-interface", not(loom))), path = "no_extents.rs")]
 mod extents;
+#[cfg(unix)]
 mod fault;
-#[cfg(all(feature = "c-interface", not(loom)))]
+#[cfg(all(unix, feature = "c-interface", not(loom)))]
 #[doc(hidden)]
 pub mod foreign;
-#[cfg(not(loom))]
+#[cfg(all(unix, not(loom)))]
 mod fork;
-#[cfg(all(not(loom), any(test, fuzzing)))]
+#[cfg(all(unix, not(loom), any(test, fuzzing)))]
 #[doc(hidden)]
 pub mod fuzzing;
-#[cfg(not(loom))]
+#[cfg(all(unix, not(loom)))]
 mod global;
+#[cfg(unix)]
 mod granule;
+#[cfg(unix)]
 mod heap;
+#[cfg(unix)]
 mod homes;
+#[cfg(unix)]
 mod huge;
+#[cfg(unix)]
 mod magazine;
+#[cfg(unix)]
 mod map;
+#[cfg(unix)]
 mod meta;
-#[cfg(test)]
-#[cfg(loom)]
+#[cfg(all(unix, test, loom))]
 mod model;
+#[cfg(unix)]
 pub mod numa;
-#[cfg(not(loom))]
+#[cfg(all(unix, not(loom)))]
 mod on_node;
 mod options;
+#[cfg(unix)]
 mod part;
-#[cfg(not(loom))]
+#[cfg(all(unix, not(loom)))]
 mod process;
+#[cfg(unix)]
 mod purge;
+#[cfg(unix)]
 mod registry;
+#[cfg(unix)]
 mod report;
+#[cfg(unix)]
 mod scan;
+#[cfg(unix)]
 mod segment;
-#[cfg(not(loom))]
+#[cfg(all(unix, not(loom)))]
 mod settings;
+#[cfg(unix)]
 mod shard;
+#[cfg(unix)]
 mod snapshot;
-#[cfg(not(loom))]
+#[cfg(all(unix, not(loom)))]
 mod start;
-#[cfg(not(loom))]
+#[cfg(all(unix, not(loom)))]
 pub mod testing;
-#[cfg(not(loom))]
+#[cfg(all(unix, not(loom)))]
 mod tls;
 mod value;
+#[cfg(unix)]
 mod version;
 
+#[cfg(not(unix))]
+mod elsewhere;
+
 pub use config::{Config, HugePages, Limit, StatsFormat};
-#[cfg(not(loom))]
+#[cfg(not(unix))]
+pub use elsewhere::{NearHeap, flush_thread, purge, stats};
+#[cfg(all(unix, not(loom)))]
 pub use global::NearHeap;
-#[cfg(not(loom))]
+#[cfg(all(unix, not(loom)))]
 pub use on_node::NodeHeap;
 // The options' files name it as `build.rs` must.
 use nearheap_numa::policy;
+#[cfg(unix)]
 pub use nearheap_numa::source::Pressure;
 pub use nearheap_stats::{
     ClassStats, DEFAULT_PREFIX, EachThread, HugeStats, NodeStats, Snapshot, SystemStats,
     ThreadStats, Totals, is_prefix, no_threads,
 };
-#[cfg(not(loom))]
+#[cfg(all(unix, not(loom)))]
 pub use process::{flush_thread, on_soft_limit, pressure, purge, stats, threads};

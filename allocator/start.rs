@@ -20,7 +20,7 @@ use crate::tls::{self, Standing};
 use crate::value::{HugePages, Limit, StatsFormat};
 use crate::{exit, fork};
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use nearheap_numa::os::{self, Linux};
 use nearheap_numa::source::NO_LIMIT;
 use once_cell::race::OnceBool;
@@ -34,8 +34,8 @@ const HUGE_PAGES_FROM: usize = 16 << 20;
 static READY: OnceBool = OnceBool::new();
 /// The process of which a thread is inside the start, or keeps others out of it for a fork; 0 for none.
 static STARTER: AtomicU32 = AtomicU32::new(0);
-static KEY: AtomicU32 = AtomicU32::new(NO_KEY);
-const NO_KEY: u32 = u32::MAX;
+static KEY: AtomicUsize = AtomicUsize::new(NO_KEY);
+const NO_KEY: usize = usize::MAX;
 
 struct InForce(UnsafeCell<Settings>);
 // SAFETY: written inside the start alone, before `READY` is set; read only after.
@@ -175,7 +175,7 @@ fn make_key() {
     let mut key = 0;
     // SAFETY: `key` is valid to write; the destructor is a function that lives as long as the process.
     if unsafe { libc::pthread_key_create(&mut key, Some(on_thread_exit)) } == 0 {
-        KEY.store(key, Ordering::Relaxed);
+        KEY.store(key as usize, Ordering::Relaxed);
     }
 }
 
@@ -183,7 +183,7 @@ fn register_exit(cache: &'static crate::cache::Cache) -> bool {
     let key = KEY.load(Ordering::Relaxed);
     let value = core::ptr::from_ref(cache).cast();
     // SAFETY: the key was created and is never deleted.
-    key != NO_KEY && unsafe { libc::pthread_setspecific(key, value) } == 0
+    key != NO_KEY && unsafe { libc::pthread_setspecific(key as libc::pthread_key_t, value) } == 0
 }
 
 extern "C" fn on_thread_exit(cache: *mut libc::c_void) {

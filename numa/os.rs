@@ -6,15 +6,39 @@
 //! O2: a failed call changes nothing; the error number is in the result, and `errno` is the caller's as before.
 
 use crate::nodes::NodeSet;
-use crate::placement::{Mode, Placement};
-#[cfg(not(loom))]
+#[cfg(target_os = "linux")]
+use crate::placement::Mode;
+use crate::placement::Placement;
+#[cfg(all(target_os = "linux", not(loom)))]
 use crate::sync::AtomicU32;
 use core::ffi::CStr;
 use core::ptr::NonNull;
 
+#[cfg(not(target_os = "linux"))]
+mod unix;
+#[cfg(not(target_os = "linux"))]
+use unix::{CLOCK, errno_place};
+#[cfg(not(target_os = "linux"))]
+pub use unix::{cpus, is_privileged, tid};
+#[cfg(all(not(target_os = "linux"), not(loom)))]
+pub(crate) use unix::{futex_wait, futex_wake_one};
+
+#[cfg(target_os = "linux")]
+const CLOCK: libc::clockid_t = libc::CLOCK_MONOTONIC_COARSE;
+
+/// This thread's `errno`.
+#[cfg(target_os = "linux")]
+fn errno_place() -> *mut libc::c_int {
+    // SAFETY: glibc and musl return a valid pointer to this thread's `errno`.
+    unsafe { libc::__errno_location() }
+}
+
 /// The kernel's number for a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
+
+/// Of a kernel that doesn't know the call.
+const REFUSED: Errno = Errno(libc::ENOSYS);
 
 /// What the heap asks of the kernel about memory and time; tests answer in its place.
 ///
@@ -62,7 +86,10 @@ pub unsafe trait Os: Sync {
     ///
     /// # Safety
     /// The range was mapped here.
-    unsafe fn advise_huge(&self, at: NonNull<u8>, len: usize, yes: bool) -> Result<(), Errno>;
+    unsafe fn advise_huge(&self, at: NonNull<u8>, len: usize, yes: bool) -> Result<(), Errno> {
+        let _ = (at, len, yes);
+        Err(REFUSED)
+    }
 
     /// Makes the mapping of `old` bytes at `at` one of `new` bytes: in place of the mapping `onto`, or, where there is
     /// none, here if it can and somewhere else if it must.
@@ -79,7 +106,10 @@ pub unsafe trait Os: Sync {
         old: usize,
         new: usize,
         onto: Option<NonNull<u8>>,
-    ) -> Result<NonNull<u8>, Errno>;
+    ) -> Result<NonNull<u8>, Errno> {
+        let _ = (at, old, new, onto);
+        Err(REFUSED)
+    }
 
     // What follows is about NUMA nodes. The answers given here are those of a kernel that knows nothing of them.
 
@@ -88,7 +118,7 @@ pub unsafe trait Os: Sync {
     /// # Errors
     /// The kernel's number: it knows no nodes, or a filter of system calls forbids to ask.
     fn allowed_nodes(&self) -> Result<NodeSet, Errno> {
-        Err(Errno(libc::ENOSYS))
+        Err(REFUSED)
     }
 
     /// Says on which nodes the pages of `[at, at + len)` shall be put when they are first touched. Pages that are there
@@ -101,7 +131,7 @@ pub unsafe trait Os: Sync {
     /// The range was mapped here, in whole OS pages.
     unsafe fn place(&self, at: NonNull<u8>, len: usize, on: Placement) -> Result<(), Errno> {
         let _ = (at, len, on);
-        Err(Errno(libc::ENOSYS))
+        Err(REFUSED)
     }
 
     /// Whether the kernel can interleave by weights.
@@ -128,13 +158,10 @@ pub unsafe trait Os: Sync {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Linux;
 
-#[cfg(not(target_os = "linux"))]
-compile_error!("nearheap runs on Linux only");
-
 /// Runs a call and leaves `errno` as it was, returning the call's own (O2).
 fn keeping_errno<T>(failed: impl FnOnce(&T) -> bool, call: impl FnOnce() -> T) -> Result<T, Errno> {
-    // SAFETY: glibc and musl return a valid pointer to this thread's `errno`.
-    let errno = unsafe { &mut *libc::__errno_location() };
+    // SAFETY: the pointer is valid, and this thread's alone.
+    let errno = unsafe { &mut *errno_place() };
     let before = *errno;
     let result = call();
     let after = core::mem::replace(errno, before);
@@ -169,7 +196,7 @@ unsafe impl Os for Linux {
     fn now_ms(&self) -> u64 {
         let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: `t` is valid for the call to write.
-        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut t) };
+        unsafe { libc::clock_gettime(CLOCK, &mut t) };
         (t.tv_sec as u64).wrapping_mul(1000).wrapping_add(t.tv_nsec as u64 / 1_000_000)
     }
 
@@ -187,16 +214,22 @@ unsafe impl Os for Linux {
     }
 
     unsafe fn purge(&self, at: NonNull<u8>, len: usize) -> Result<(), Errno> {
+        #[cfg(not(target_os = "linux"))]
+        // SAFETY: the caller's promise.
+        return unsafe { unix::purge(at, len) };
+        #[cfg(target_os = "linux")]
         // SAFETY: the caller owns the range and needs none of its contents.
         zero_or_errno(|| unsafe { libc::madvise(at.as_ptr().cast(), len, libc::MADV_DONTNEED) })
     }
 
+    #[cfg(target_os = "linux")]
     unsafe fn advise_huge(&self, at: NonNull<u8>, len: usize, yes: bool) -> Result<(), Errno> {
         let advice = if yes { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
         // SAFETY: the advice changes no contents.
         zero_or_errno(|| unsafe { libc::madvise(at.as_ptr().cast(), len, advice) })
     }
 
+    #[cfg(target_os = "linux")]
     unsafe fn remap(
         &self,
         at: NonNull<u8>,
@@ -211,6 +244,7 @@ unsafe impl Os for Linux {
         mapping_or_errno(|| unsafe { libc::mremap(at.as_ptr().cast(), old, new, flags, onto) })
     }
 
+    #[cfg(target_os = "linux")]
     fn allowed_nodes(&self) -> Result<NodeSet, Errno> {
         /// Of `get_mempolicy`: asks for what may be used, not for what was chosen.
         const MPOL_F_MEMS_ALLOWED: libc::c_ulong = 1 << 2;
@@ -229,6 +263,7 @@ unsafe impl Os for Linux {
         Ok(NodeSet::from_bits(mask.first().copied().unwrap_or(0)))
     }
 
+    #[cfg(target_os = "linux")]
     unsafe fn place(&self, at: NonNull<u8>, len: usize, on: Placement) -> Result<(), Errno> {
         let mode = match on.mode {
             Mode::Preferred => libc::MPOL_PREFERRED,
@@ -244,6 +279,7 @@ unsafe impl Os for Linux {
         })
     }
 
+    #[cfg(target_os = "linux")]
     fn knows_weights(&self) -> bool {
         let (nowhere, nothing) = (core::ptr::null_mut::<u8>(), 0_usize);
         let (mode, mask) = (MPOL_WEIGHTED_INTERLEAVE, core::ptr::null::<u64>());
@@ -254,6 +290,7 @@ unsafe impl Os for Linux {
         known.is_ok()
     }
 
+    #[cfg(target_os = "linux")]
     fn cpu(&self) -> Option<usize> {
         // SAFETY: `sched_getcpu` has no preconditions. It is no system call: the kernel leaves the number in user space.
         let cpu = keeping_errno(|&cpu| cpu < 0, || unsafe { libc::sched_getcpu() });
@@ -277,9 +314,11 @@ unsafe impl Os for Linux {
     }
 }
 
+#[cfg(target_os = "linux")]
 /// A mode of `mbind` that libc doesn't know: pages on several nodes in turn, by the kernel's weights. Since Linux 6.9.
 const MPOL_WEIGHTED_INTERLEAVE: libc::c_int = 6;
 
+#[cfg(target_os = "linux")]
 /// The size of a node mask as the kernel wants to be told it: in bits, and one more.
 const fn mask_bits(words: usize) -> usize {
     words * u64::BITS as usize + 1
@@ -291,6 +330,17 @@ const fn mask_bits(words: usize) -> usize {
 /// # Errors
 /// The kernel's number: moving pages, even nowhere, may be forbidden.
 pub fn nodes_of_pages(at: &[*const u8], nodes: &mut [i32]) -> Result<(), Errno> {
+    #[cfg(not(target_os = "linux"))]
+    return {
+        let _ = (at, nodes);
+        Err(REFUSED)
+    };
+    #[cfg(target_os = "linux")]
+    nodes_of_pages_on_linux(at, nodes)
+}
+
+#[cfg(target_os = "linux")]
+fn nodes_of_pages_on_linux(at: &[*const u8], nodes: &mut [i32]) -> Result<(), Errno> {
     let count = at.len().min(nodes.len());
     let (me, nowhere) = (0_usize, core::ptr::null::<i32>());
     // SAFETY: the kernel reads `count` addresses, of which it follows none, and writes as many numbers.
@@ -301,7 +351,7 @@ pub fn nodes_of_pages(at: &[*const u8], nodes: &mut [i32]) -> Result<(), Errno> 
 }
 
 /// Sleeps while `*word` is `expected`; may return early.
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 pub(crate) fn futex_wait(word: &AtomicU32, expected: u32) {
     let op = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
     let forever = core::ptr::null::<libc::timespec>();
@@ -313,7 +363,7 @@ pub(crate) fn futex_wait(word: &AtomicU32, expected: u32) {
 }
 
 /// Wakes one thread that sleeps on `word`.
-#[cfg(not(loom))]
+#[cfg(all(target_os = "linux", not(loom)))]
 pub(crate) fn futex_wake_one(word: &AtomicU32) {
     let op = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
     // SAFETY: only the address counts; the kernel doesn't touch the word.
@@ -388,12 +438,14 @@ pub fn pid() -> u32 {
     unsafe { libc::getpid() }.unsigned_abs()
 }
 
+#[cfg(target_os = "linux")]
 /// The calling thread, as the kernel numbers it.
 pub fn tid() -> u32 {
     // SAFETY: `gettid` has no preconditions.
     unsafe { libc::syscall(libc::SYS_gettid) as u32 }
 }
 
+#[cfg(target_os = "linux")]
 /// CPUs that this process may run on, as far as its main thread tells: the calling one may be pinned. At least 1.
 pub fn cpus() -> usize {
     // SAFETY: a zeroed set is a valid set, and the kernel writes at most its size.
@@ -406,6 +458,7 @@ pub fn cpus() -> usize {
     usize::try_from(n).unwrap_or(1).max(1)
 }
 
+#[cfg(target_os = "linux")]
 /// Whether this program runs with more rights than its user has: nothing of the environment may be trusted then.
 pub fn is_privileged() -> bool {
     // SAFETY: `getauxval` reads a constant of the process.
