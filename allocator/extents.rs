@@ -46,7 +46,8 @@ struct Word {
 /// The blocks of a segment.
 #[derive(Debug)]
 pub(crate) struct Table {
-    words: [Word; WORDS],
+    /// And one that stays zero and untouched, so that each has a next.
+    words: [Word; WORDS + 1],
 }
 
 /// The tables of [`ENTRIES`] segments.
@@ -70,15 +71,18 @@ impl Table {
         &self.words[g / 64 % WORDS]
     }
 
-    /// Granules of the block at an address, if one begins there and ends in the same word.
+    /// Granules of the block at an address, if one begins there and has at most 64.
     #[inline(always)]
     pub(crate) fn short(&self, address: usize) -> Option<usize> {
-        let g = (address >> GRANULE_SHIFT) % SEGMENT_GRANULES;
-        let word = self.word(g);
+        let g = address >> GRANULE_SHIFT;
+        let w = g / 64 % WORDS;
+        let (word, next) = (&self.words[w], &self.words[w + 1]);
         if word.firsts.load(Ordering::Relaxed) >> (g % 64) & 1 == 0 {
             return None;
         }
-        let lasts = word.lasts.load(Ordering::Relaxed) >> (g % 64);
+        // The block's last bit is the first of the 64 from its own first granule on, which two words have.
+        let (low, high) = (word.lasts.load(Ordering::Relaxed), next.lasts.load(Ordering::Relaxed));
+        let lasts = low >> (g % 64) | high << 1 << (63 - g % 64);
         (lasts != 0).then(|| lasts.trailing_zeros() as usize + 1)
     }
 
@@ -313,7 +317,7 @@ impl Extents {
     }
 }
 
-const _: () = assert!(size_of::<Table>() == 64 << 10 && LEAF_SHIFT + LEAF_LOG == 48);
+const _: () = assert!(size_of::<Table>() == (64 << 10) + 16 && LEAF_SHIFT + LEAF_LOG == 48);
 const _: () = assert!(SEGMENT == SEGMENT_GRANULES * GRANULE);
 
 #[cfg(test)]
@@ -351,8 +355,7 @@ mod tests {
         }
         assert_eq!(extents.extent(address(g) as usize + 8), None, "inside a granule");
         let table = extents.table(address(g) as usize).unwrap();
-        let same_word = g / 64 == (g + k - 1) / 64;
-        assert_eq!(table.short(address(g) as usize), same_word.then_some(k));
+        assert_eq!(table.short(address(g) as usize), (k <= 64).then_some(k));
         extents.unmark(&[address(g)], k);
         assert!(extents.are_exact(core::iter::empty()));
     }
@@ -388,15 +391,16 @@ mod tests {
     fn a_table_is_purged_while_there_is_no_segment() {
         let (extents, meta, source) = extents(true);
         let at = address(0) as usize;
+        let size = pages_of::<Table, FakeOs>(&source);
         for _ in 0..3 {
             assert!(extents.open(at, &meta, &source));
             assert_eq!(extents.purged_bytes(&source), 0);
             assert!(extents.table(at).is_some());
             extents.close(at, &source);
-            assert_eq!(extents.purged_bytes(&source), 64 << 10);
+            assert_eq!(extents.purged_bytes(&source), size);
             assert!(extents.table(at).is_none() && extents.extent(at).is_none());
         }
-        assert_eq!(source.committed() + (64 << 10), meta.bytes());
+        assert_eq!(source.committed() + size, meta.bytes());
     }
 
     #[test]

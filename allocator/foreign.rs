@@ -35,7 +35,11 @@ const SHRINKS_FROM: usize = 2048;
 
 /// The 32 GiB of addresses that the first block was in, where all the others of most programs are: for them one look is
 /// enough. Written once, the leaf before the base; the release store of the base pairs with the acquire load in `near`.
-struct Near {
+///
+/// There is one, a static of the crate that has the symbols: in another crate's code, each look would take two instructions
+/// more, to find it.
+#[derive(Debug)]
+pub struct Near {
     /// The first address, a granule each; none until it is known, and then a multiple of 32 GiB.
     base: AtomicUsize,
     leaf: AtomicPtr<Leaf>,
@@ -43,11 +47,23 @@ struct Near {
 }
 
 const NOWHERE: usize = 1 << 63;
-static NEAR: Near = Near {
-    base: AtomicUsize::new(NOWHERE),
-    leaf: AtomicPtr::new(ptr::null_mut()),
-    known: AtomicBool::new(false),
-};
+
+impl Near {
+    /// Nothing is near.
+    pub const fn new() -> Self {
+        Self {
+            base: AtomicUsize::new(NOWHERE),
+            leaf: AtomicPtr::new(ptr::null_mut()),
+            known: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Default for Near {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 /// A block that was found.
 #[derive(Clone, Copy)]
@@ -60,28 +76,28 @@ enum Kind {
 
 /// The slot of a short block near the first one: what most frees free.
 #[inline(always)]
-fn near(address: usize) -> Option<Slot> {
+fn slot_near(near: &Near, address: usize) -> Option<Slot> {
     // What isn't a multiple of a granule turns into something far away.
     let granule = address.rotate_right(GRANULE.trailing_zeros());
-    let from_base = granule.wrapping_sub(NEAR.base.load(Ordering::Acquire));
+    let from_base = granule.wrapping_sub(near.base.load(Ordering::Acquire));
     let place = from_base >> (SEGMENT_SHIFT - GRANULE.trailing_zeros());
     if place >= ENTRIES {
         return None;
     }
     // SAFETY: the base isn't `NOWHERE`, so the leaf is one, which stays readable (W4); the place was just compared.
-    let table = unsafe { (*NEAR.leaf.load(Ordering::Relaxed)).table(place)? };
+    let table = unsafe { (*near.leaf.load(Ordering::Relaxed)).table(place)? };
     // At most a word of granules, which is at most `SMALL_MAX`; and the slot is the one of that extent (Q4).
     Some(Slot::small(table.short(address)? * GRANULE))
 }
 
 /// Makes the addresses around a block the near ones, if there are such blocks and none are near yet.
 #[cold]
-fn settle(address: usize) {
+fn settle(near: &Near, address: usize) {
     let Some(leaf) = HEAP.granules.extents.leaf(address) else { return };
-    if !NEAR.known.swap(true, Ordering::Relaxed) {
-        NEAR.leaf.store(ptr::from_ref(leaf).cast_mut(), Ordering::Relaxed);
+    if !near.known.swap(true, Ordering::Relaxed) {
+        near.leaf.store(ptr::from_ref(leaf).cast_mut(), Ordering::Relaxed);
         let base = address >> LEAF_SHIFT << (LEAF_SHIFT - GRANULE.trailing_zeros());
-        NEAR.base.store(base, Ordering::Release);
+        near.base.store(base, Ordering::Release);
     }
 }
 
@@ -285,8 +301,8 @@ pub fn aligned(align: usize, size: usize) -> *mut u8 {
 }
 
 #[inline(always)]
-pub unsafe fn free(block: *mut u8) {
-    if let Some(slot) = near(block as usize) {
+pub unsafe fn free(block: *mut u8, near: &'static Near) {
+    if let Some(slot) = slot_near(near, block as usize) {
         // SAFETY: the pointer is this thread's cache or a sentinel; the block has the extent of the slot's, and is nobody's
         // any more by the caller's contract.
         if unsafe { (*tls::cache()).push(slot, block) } {
@@ -294,14 +310,14 @@ pub unsafe fn free(block: *mut u8) {
         }
     }
     // SAFETY: the caller's contract.
-    unsafe { free_other(block) }
+    unsafe { free_other(block, near) }
 }
 
 #[inline(never)]
-unsafe extern "C" fn free_other(block: *mut u8) {
-    // A block that ends in another word than it begins in, or that isn't near, or doesn't find room.
-    if !NEAR.known.load(Ordering::Relaxed) {
-        settle(block as usize);
+unsafe extern "C" fn free_other(block: *mut u8, near: &'static Near) {
+    // A block of more than 64 granules, or that isn't near, or doesn't find room.
+    if !near.known.load(Ordering::Relaxed) {
+        settle(near, block as usize);
     }
     let extent = HEAP.granules.extents.extent(block as usize);
     if let Some(slot) = extent.and_then(|k| cached(Slot::of(k * GRANULE, GRANULE))) {
@@ -346,7 +362,7 @@ pub unsafe fn usable_size(block: *mut u8) -> usize {
 
 /// As C's, for a size that isn't 0 or a null block.
 #[inline(never)]
-pub unsafe fn realloc(block: *mut u8, size: usize) -> *mut u8 {
+pub unsafe fn realloc(block: *mut u8, size: usize, near: &'static Near) -> *mut u8 {
     if block.is_null() {
         return malloc(size);
     }
@@ -376,7 +392,7 @@ pub unsafe fn realloc(block: *mut u8, size: usize) -> *mut u8 {
         // SAFETY: the new block is as large as `size` at least; the old one is the caller's until it is freed here.
         unsafe {
             ptr::copy_nonoverlapping(block, fresh, old.min(size));
-            free(block);
+            free(block, near);
         }
     }
     fresh

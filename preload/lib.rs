@@ -23,6 +23,8 @@ use core::ffi::{c_int, c_void};
 use core::ptr;
 use nearheap::foreign;
 
+static NEAR: foreign::Near = foreign::Near::new();
+
 fn fail(errno: c_int) -> *mut c_void {
     // SAFETY: the thread's own `errno`.
     unsafe { *libc::__errno_location() = errno };
@@ -47,18 +49,18 @@ pub extern "C" fn calloc(count: usize, size: usize) -> *mut c_void {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn free(block: *mut c_void) {
     // SAFETY: the caller's contract.
-    unsafe { foreign::free(block.cast()) }
+    unsafe { foreign::free(block.cast(), &NEAR) }
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn realloc(block: *mut c_void, size: usize) -> *mut c_void {
     if size == 0 && !block.is_null() {
         // SAFETY: the caller's contract.
-        unsafe { foreign::free(block.cast()) };
+        unsafe { foreign::free(block.cast(), &NEAR) };
         return ptr::null_mut();
     }
     // SAFETY: the caller's contract.
-    unsafe { foreign::realloc(block.cast(), size) }.cast()
+    unsafe { foreign::realloc(block.cast(), size, &NEAR) }.cast()
 }
 
 #[unsafe(no_mangle)]
@@ -129,13 +131,13 @@ pub unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> usize {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn free_sized(block: *mut c_void, _size: usize) {
     // SAFETY: the caller's contract.
-    unsafe { foreign::free(block.cast()) }
+    unsafe { foreign::free(block.cast(), &NEAR) }
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn free_aligned_sized(block: *mut c_void, _align: usize, _size: usize) {
     // SAFETY: the caller's contract.
-    unsafe { foreign::free(block.cast()) }
+    unsafe { foreign::free(block.cast(), &NEAR) }
 }
 
 /// Other names of glibc's for the same, which some programs call.
