@@ -61,6 +61,46 @@ pub(crate) fn linked_program(name: &str) -> PathBuf {
     built(name, "c", "cc", &["-Wl,--no-as-needed", &search, &rpath, "-lnearheap_preload"])
 }
 
+/// A Rust program with the C library `peer` in it, linked with nearheap's library.
+pub(crate) fn two_languages() -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("two-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (object, archive, program) =
+        (folder.join("peer.o"), folder.join("libpeer.a"), folder.join("two_languages"));
+    let library = library();
+    let libraries = library.parent().unwrap();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c_interface/programs");
+    let done = |command: &mut Command| {
+        let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    done(
+        Command::new("cc").arg("-O1").arg("-c").arg(sources.join("peer.c")).arg("-o").arg(&object),
+    );
+    done(Command::new("ar").arg("rcs").arg(&archive).arg(&object));
+    let mut compiler = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    compiler.args(["--edition", "2024", "-O", "-L"]).arg(&folder).arg("-L").arg(libraries);
+    compiler.arg("-C").arg(format!("link-arg=-Wl,-rpath,{}", libraries.display()));
+    done(
+        compiler
+            .args(["-C", "link-arg=-Wl,--no-as-needed", "-o"])
+            .arg(&program)
+            .arg(sources.join("two_languages.rs")),
+    );
+    program
+}
+
+/// The example of this name. Cargo builds it before the tests, unless they are asked for by name.
+pub(crate) fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let path = test.parent().unwrap().join("../examples").join(name);
+    assert!(
+        path.exists(),
+        "`cargo build --package nearheap-preload --examples` makes it, for --release too"
+    );
+    path
+}
+
 fn built(name: &str, suffix: &str, compiler: &str, flags: &[&str]) -> PathBuf {
     static BUILT: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
     let mut built = BUILT.lock().unwrap();

@@ -1,6 +1,8 @@
 //! Whoever calls: threads, forks, loaded libraries, C++, privileged programs, programs linked with the library.
 
-use crate::build::{cxx_program, library, linked_program, plugin, program, run};
+use crate::build::{
+    cxx_program, example, library, linked_program, plugin, program, run, two_languages,
+};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::Command;
 
@@ -53,6 +55,29 @@ fn linked() {
     let run = run(Command::new(linked_program("hello")).env("NEARHEAP_STATS", "1"));
     assert_eq!((run.end.as_str(), run.stdout.as_str()), ("exit 5", "hello\n"));
     assert!(run.stderr.contains("nearheap: total heap usage: "), "{}", run.stderr);
+}
+
+/// A Rust program that has the malloc family in itself, and nearheap as Rust's allocator: each language frees what the other
+/// made, and one statistic counts both.
+#[test]
+fn one_heap_in_the_program() {
+    let run = run(Command::new(example("one_heap")).arg(plugin("peer")));
+    assert_eq!(
+        (run.end.as_str(), run.stdout.as_str(), run.stderr.as_str()),
+        ("exit 0", "good\n", "")
+    );
+}
+
+/// The same with a Rust program that is linked with the shared library, and with C code in it.
+#[test]
+fn one_heap_in_the_library() {
+    let run = run(Command::new(two_languages()).env("NEARHEAP_STATS", "text"));
+    assert_eq!((run.end.as_str(), run.stdout.as_str()), ("exit 0", "good\n"), "{}", run.stderr);
+    let total =
+        run.stderr.lines().find_map(|line| line.strip_prefix("nearheap: total heap usage: "));
+    let allocs = total.and_then(|total| total.split(' ').next()?.parse::<u64>().ok());
+    // Seven sizes a thousand times, one block made in each language, and some of which grow and move.
+    assert!(allocs.is_some_and(|n| (14_000..22_000).contains(&n)), "{}", run.stderr);
 }
 
 /// A program with more privileges than its caller ignores every variable. Only root can make one that isn't root's.
