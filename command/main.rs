@@ -16,18 +16,14 @@ mod run;
 mod table;
 mod text;
 
-// The allocator's own files, of which a part is used.
+// The allocator's own files, of which a part is used: links, which are files in a package.
 #[allow(dead_code, unreachable_pub)]
-#[path = "../allocator/nodes.rs"]
 mod nodes;
 #[allow(dead_code, unreachable_pub, unused_imports)]
-#[path = "../allocator/options.rs"]
 mod options;
 #[allow(dead_code, unreachable_pub)]
-#[path = "../allocator/policy.rs"]
 mod policy;
 #[allow(dead_code, unreachable_pub)]
-#[path = "../allocator/value.rs"]
 mod value;
 
 use lexopt::prelude::*;

@@ -120,8 +120,8 @@ fn find_library() -> Result<PathBuf, Failure> {
     let found = found.and_then(|path| path.canonicalize().ok());
     found.ok_or_else(|| {
         Failure::because(format_args!(
-            "run: {LIBRARY} isn't beside the command nor in /usr/local/lib; build it with `cargo build --release \
-             --package nearheap-preload`, and put it there or name it with --library"
+            "run: {LIBRARY} isn't beside the command nor in ../lib, /usr/local/lib or /usr/lib; build it with `cargo build \
+             --release --package nearheap-preload` in the sources of nearheap, and put it there or name it with --library"
         ))
     })
 }

@@ -142,6 +142,30 @@ fn options_reach_the_environment() {
     assert!(output.lines().any(|l| l.starts_with("LD_PRELOAD=") && l.ends_with("nothing.so")));
 }
 
+/// As `cargo install` leaves it, alone in a folder, the command says what to do; and it finds the library in the folder
+/// `lib` beside its own.
+#[test]
+fn an_installed_command_finds_the_library_or_says_what_to_do() {
+    let prefix = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("prefix");
+    let _ = fs::remove_dir_all(&prefix);
+    fs::create_dir_all(prefix.join("bin")).unwrap();
+    fs::create_dir_all(prefix.join("lib")).unwrap();
+    let command = prefix.join("bin/nearheap");
+    fs::copy(env!("CARGO_BIN_EXE_nearheap"), &command).unwrap();
+    let run = || Command::new(&command).args(["run", "env"]).output().unwrap();
+    let alone = run();
+    let line = text(&alone.stderr);
+    let says = "nearheap: run: libnearheap_preload.so isn't beside the command nor in ../lib, /usr/local/lib or /usr/lib; \
+                build it with `cargo build --release --package nearheap-preload` in the sources of nearheap, and put it \
+                there or name it with --library\n";
+    assert_eq!((alone.status.code(), line.as_str()), (Some(1), says));
+    let there = prefix.join("lib/libnearheap_preload.so");
+    fs::copy(library(), &there).unwrap();
+    let output = text(&run().stdout);
+    let expected = format!("LD_PRELOAD={}", there.canonicalize().unwrap().display());
+    assert!(output.lines().any(|line| line == expected), "{output}");
+}
+
 /// The library goes before whatever is loaded already.
 #[test]
 fn other_libraries_stay() {
