@@ -108,10 +108,10 @@ impl FakeOs {
         Self::with_pages(Linux.page_size())
     }
 
-    /// A kernel whose OS page is `page` bytes: a multiple of the real one.
+    /// A kernel whose OS page is `page` bytes, or the real one's where that is larger.
     pub fn with_pages(page: usize) -> Self {
         Self {
-            page,
+            page: page.max(Linux.page_size()),
             calls: AtomicUsize::new(0),
             fail_at: AtomicUsize::new(0),
             fail_all: AtomicBool::new(false),

@@ -237,8 +237,12 @@ unsafe impl Os for Linux {
         new: usize,
         onto: Option<NonNull<u8>>,
     ) -> Result<NonNull<u8>, Errno> {
-        let fixed = if onto.is_some() { libc::MREMAP_FIXED } else { 0 };
-        let flags = libc::MREMAP_MAYMOVE | fixed;
+        // What becomes shorter stays: the kernel has it so, emulations of it only if they are told.
+        let flags = match onto {
+            Some(_) => libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED,
+            None if new > old => libc::MREMAP_MAYMOVE,
+            None => 0,
+        };
         let onto = onto.unwrap_or(at).as_ptr();
         // SAFETY: the caller owns both mappings; the kernel carries the contents to the new place.
         mapping_or_errno(|| unsafe { libc::mremap(at.as_ptr().cast(), old, new, flags, onto) })
