@@ -90,15 +90,18 @@ pub(crate) fn two_languages() -> PathBuf {
     program
 }
 
-/// The example of this name. Cargo builds it before the tests, unless they are asked for by name.
+/// The example of this name, which cargo builds where the library of this test is. Where only a part of the tests is asked for,
+/// it has not yet.
 pub(crate) fn example(name: &str) -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let path = test.parent().unwrap().join("../examples").join(name);
-    assert!(
-        path.exists(),
-        "`cargo build --package nearheap-preload --examples` makes it, for --release too"
-    );
-    path
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--package", "nearheap-preload", "--example", name]);
+    build.args(["--message-format", "json", "--manifest-path"]);
+    build.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"));
+    let built = run(build.args((!cfg!(debug_assertions)).then_some("--release")));
+    assert_eq!(built.end, "exit 0", "{}", built.stderr);
+    let path =
+        built.stdout.rsplit("\"executable\":\"").next().and_then(|rest| rest.split('"').next());
+    PathBuf::from(path.expect("cargo names what it built"))
 }
 
 fn built(name: &str, suffix: &str, compiler: &str, flags: &[&str]) -> PathBuf {

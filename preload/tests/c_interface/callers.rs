@@ -57,6 +57,42 @@ fn linked() {
     assert!(run.stderr.contains("nearheap: total heap usage: "), "{}", run.stderr);
 }
 
+/// Frees with sizes, which take the same blocks; glibc's own names for the family; the report.
+#[test]
+fn what_glibc_has_under_other_names_or_not() {
+    let good = run(&mut Command::new(linked_program("extras")));
+    assert_eq!(
+        (good.end.as_str(), good.stdout.as_str(), good.stderr.as_str()),
+        ("exit 0", "good\n", "")
+    );
+    let report = run(Command::new(linked_program("extras")).arg("report"));
+    assert!(report.stderr.starts_with("nearheap: heap of process "), "{}", report.stderr);
+    assert!(report.stderr.contains("\nnearheap: total heap usage: "), "{}", report.stderr);
+}
+
+/// Every format at the end of a program in C, on standard error or in a file.
+#[test]
+fn a_program_in_c_writes_every_format() {
+    let file = std::env::temp_dir().join(format!("nearheap-c-{}.json", std::process::id()));
+    for (format, begins, contains) in [
+        ("text", "nearheap: heap of process ", "total heap usage: "),
+        ("json", "{\"version\":1,", "\"totals\":{"),
+        ("openmetrics", "# ", "\n# EOF\n"),
+    ] {
+        let mut hello = Command::new(program("hello"));
+        hello.env("LD_PRELOAD", library()).env("NEARHEAP_STATS", format);
+        let told = run(&mut hello);
+        assert_eq!((told.end.as_str(), told.stdout.as_str()), ("exit 5", "hello\n"));
+        let good = |text: &str| text.starts_with(begins) && text.contains(contains);
+        assert!(good(&told.stderr), "{}", told.stderr);
+        let written = run(hello.env("NEARHEAP_STATS_FILE", &file));
+        assert_eq!((written.end.as_str(), written.stderr.as_str()), ("exit 5", ""));
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(good(&text), "{text}");
+    }
+    let _ = std::fs::remove_file(file);
+}
+
 /// A Rust program that has the malloc family in itself, and nearheap as Rust's allocator: each language frees what the other
 /// made, and one statistic counts both.
 #[test]
