@@ -206,6 +206,11 @@ impl Cache {
         }
         // SAFETY: `items[..n]` are blocks (T2), and those are not null.
         let block = unsafe { NonNull::new_unchecked(*self.items(slot).add(n - 1)) };
+        #[cfg(feature = "valgrind")]
+        // SAFETY: the same place. To memcheck, what is left there would hold the block if the program lost it.
+        unsafe {
+            *self.items(slot).add(n - 1) = ptr::null_mut();
+        }
         word.store(w.wrapping_add(POP), Ordering::Relaxed);
         Some(block)
     }

@@ -166,6 +166,12 @@ pub(crate) unsafe fn resize_or_move(
     }
 }
 
+/// What does the work: with the feature `valgrind`, behind what tells of it.
+#[cfg(not(feature = "valgrind"))]
+type Served = NearHeap;
+#[cfg(feature = "valgrind")]
+type Served = crate::valgrind::Untold;
+
 /// The slot of a small layout: the arithmetic that belongs into the program itself.
 #[inline(always)]
 fn small_slot(layout: Layout) -> Option<Slot> {
@@ -183,7 +189,7 @@ fn cached_slot(layout: Layout) -> Option<Slot> {
 
 // SAFETY: blocks come from mappings of the heap's own, are aligned and large enough by K1, nobody else's until they are
 // freed (T2, C1), and stay where they are until then; nothing unwinds.
-unsafe impl GlobalAlloc for NearHeap {
+unsafe impl GlobalAlloc for Served {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let Some(slot) = small_slot(layout) else { return self.alloc_large(layout) };

@@ -290,6 +290,9 @@ impl<O: Os> Heap<O> {
         }
         let Some(n) = got.checked_sub(1) else { return ptr::null_mut() };
         let block = places().get(n).copied().unwrap_or(ptr::null_mut());
+        if cfg!(feature = "valgrind") {
+            places().get_mut(n..).unwrap_or_default().fill(ptr::null_mut());
+        }
         self.count_out(part, block, got);
         let State { allocs, .. } = cache.state(slot);
         cache.hold(slot, size, cap);

@@ -22,6 +22,7 @@
 //! | `huge` | blocks with a mapping of their own |
 //! | `map`, `meta` | from addresses to segments; memory for all of these |
 //! | `foreign`, `extents` | the same heap for those who free without a size (feature `c-interface`, internal) |
+//! | `valgrind` | what memcheck is told of blocks (feature `valgrind`) |
 //! | `start`, `fork`, `exit`, `registry` | the life of the process and of its threads |
 //! | `options`, `value`, `config`, `settings`, `cgroup` | what can be set, and what is in force |
 //! | `numa` | what a program asks about NUMA nodes |
@@ -134,6 +135,8 @@ mod start;
 pub mod testing;
 #[cfg(all(unix, not(loom)))]
 mod tls;
+#[cfg(all(unix, feature = "valgrind", not(loom)))]
+mod valgrind;
 mod value;
 #[cfg(unix)]
 mod version;

@@ -102,6 +102,9 @@ impl Stack {
         let mut done = 0;
         self.places(self.n, out.len(), |places| {
             out[done..][..places.len()].copy_from_slice(places);
+            if cfg!(feature = "valgrind") {
+                places.fill(core::ptr::null_mut());
+            }
             done += places.len();
         });
     }

@@ -22,6 +22,9 @@ struct Block {
     id: u64,
 }
 
+// SAFETY: whoever has the value is alone with the block.
+unsafe impl Send for Block {}
+
 /// Blocks of one thread.
 pub(crate) struct Work {
     rng: Rng,
