@@ -541,6 +541,17 @@ pub(crate) fn refused() {
             refuse(&mut run, call);
             assert_eq!(String::from_utf8_lossy(&succeeds(run).stderr), "", "{counted}, {numa}");
         }
+        // The dump at the end shows it, once.
+        let mut run = again("without", "local");
+        run.env("TEST_WITHOUT", counted).env("NEARHEAP_STATS", "text");
+        refuse(&mut run, call);
+        let out = succeeds(run);
+        let dump = String::from_utf8_lossy(&out.stderr);
+        let shown = dump.lines().filter(|&line| match counted {
+            "mbind" => line.ends_with(" refused binds") && !line.ends_with(" 0 refused binds"),
+            _ => line == "nearheap: the system does not say what NUMA nodes there are",
+        });
+        assert_eq!(shown.count(), 1, "{dump}");
     }
 }
 
