@@ -132,7 +132,7 @@ pub(crate) struct Counts {
 /// The capacity that a slot may grow to.
 pub(crate) fn cap_limit(slot: Slot, size: usize, blocks: usize) -> usize {
     let array = if slot.index() < SMALL_SLOTS { SMALL_CAP } else { LARGE_CAP };
-    (SLOT_BYTES / size).clamp(1, array.min(blocks.max(1)))
+    SLOT_BYTES.checked_div(size).unwrap_or(1).clamp(1, array.min(blocks.max(1)))
 }
 
 impl Cache {
@@ -277,6 +277,7 @@ impl Cache {
 
     /// Sets a slot's word, with `moved` blocks more refilled than flushed, so that readers see both or neither (T3). A fork
     /// may copy one of the two: the smaller count of frees then, which says of blocks in flight that they are in use (T4).
+    #[inline]
     pub(crate) fn settle(&self, slot: Slot, state: State, moved: isize) {
         let i = slot.index();
         let net = self.net[i].load(Ordering::Relaxed).wrapping_add_signed(moved as i64);
@@ -311,6 +312,7 @@ impl Cache {
     }
 
     /// The counts of a slot, and whether they are whole (V2).
+    #[inline(never)]
     fn look(&self, slot: Slot) -> (Counts, bool) {
         let i = slot.index();
         let ((word, net), whole) = self
@@ -347,7 +349,7 @@ impl Cache {
         let State { n, room, allocs } = self.state(slot);
         // SAFETY: the caller's promise.
         let items = unsafe { self.slice(slot) };
-        out[..n].copy_from_slice(&items[..n]);
+        out.iter_mut().zip(items).take(n).for_each(|(to, from)| *to = *from);
         self.settle(slot, State { n: 0, room: 0, allocs }, -n.cast_signed());
         self.held.set(self.held.get().saturating_sub((n + room) * size));
         n

@@ -92,7 +92,15 @@ const fn longest_of(bits: u128) -> usize {
 /// Ones at every position of a word that is a multiple of `align` (a power of two up to 64).
 #[inline]
 const fn every(align: usize) -> u64 {
-    if align >= 64 { 1 } else { u64::MAX / ((1 << align) - 1) }
+    match align {
+        1 => u64::MAX,
+        2 => u64::MAX / 0b11,
+        4 => u64::MAX / 0xf,
+        8 => u64::MAX / 0xff,
+        16 => u64::MAX / 0xffff,
+        32 => u64::MAX / 0xffff_ffff,
+        _ => 1,
+    }
 }
 
 /// Ones at `[from, from + len)` of a word.
@@ -169,7 +177,7 @@ impl Chunk {
         }
         let at = w * 64 + 64 - lead;
         let len = self.run_at(at);
-        let first = at.next_multiple_of(align);
+        let first = (at + align - 1) & !(align - 1);
         if first + k <= at + len {
             return Some(Run { at: first, len: at + len - first });
         }
@@ -371,6 +379,13 @@ impl Chunk {
     /// Whether a block begins at `at`.
     pub(crate) fn is_start(&self, at: usize) -> bool {
         self.words[at / 64 % WORDS].starts >> (at % 64) & 1 == 1
+    }
+
+    /// The first place from `at` on where a block begins.
+    pub(crate) fn next_start(&self, at: usize) -> Option<usize> {
+        let found =
+            words(at, CHUNK_GRANULES - at).find(|&(w, mask)| self.words[w].starts & mask != 0);
+        found.map(|(w, mask)| w * 64 + (self.words[w].starts & mask).trailing_zeros() as usize)
     }
 
     /// Says that a block begins at `at`, which is taken.

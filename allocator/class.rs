@@ -15,6 +15,7 @@
 //!     its free agree, and the arithmetic folds where the size is a constant.
 //! K3: a table from the environment only makes blocks larger than their slot.
 
+use core::alloc::Layout;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 /// Bytes of a granule: all blocks are whole granules, and start at one.
@@ -59,7 +60,8 @@ pub(crate) struct Slot(u8);
 /// The step's size is `(m + 2^log + 1) << (e - log)` with `e` and `m` as here.
 const fn step_of(size: usize, min_log: u32, log: u32) -> usize {
     let below = size - 1;
-    let e = below.ilog2();
+    // As `ilog2`, of what is not 0.
+    let e = usize::BITS - 1 - below.leading_zeros();
     let m = (below >> (e - log)) & ((1 << log) - 1);
     (((e - min_log) as usize) << log) + m
 }
@@ -79,6 +81,12 @@ impl Slot {
         } else {
             Self::of_other(size, align)
         }
+    }
+
+    /// As [`of`](Self::of), for the cold paths: one copy of the arithmetic.
+    #[inline(never)]
+    pub(crate) fn of_layout(layout: Layout) -> Option<Self> {
+        Self::of(layout.size(), layout.align())
     }
 
     /// The slot of a size up to [`SMALL_MAX`].
@@ -123,6 +131,8 @@ impl Slot {
     /// Its place in tables of [`SLOTS`] entries.
     #[inline(always)]
     pub(crate) const fn index(self) -> usize {
+        // SAFETY: the arithmetic that makes slots ends with the last one, and `all` does.
+        unsafe { core::hint::assert_unchecked((self.0 as usize) < SLOTS) };
         self.0 as usize
     }
 
@@ -133,6 +143,7 @@ impl Slot {
     }
 
     /// The largest size that this slot serves, in bytes: of a block where no table says otherwise.
+    #[inline(never)]
     pub(crate) const fn size(self) -> usize {
         let i = self.index();
         if i == 0 {
@@ -149,6 +160,7 @@ impl Slot {
     }
 
     /// What every block of this slot is aligned to, in bytes.
+    #[inline(never)]
     pub(crate) const fn align(self) -> usize {
         let i = self.index();
         if i < FIRST_SPAN {

@@ -4,7 +4,7 @@
 //! F1: a `Config` holds accepted values only: each method asserts it, while the program is compiled when it is const.
 
 use crate::options::{Baked, Key, Keys, Values, bake, options};
-use crate::value::{Classes, FixedPath, Millis, Policy, Value, fits, same};
+use crate::value::{Classes, FixedPath, Headers, Millis, Policy, Value, fits, same};
 pub use crate::value::{HugePages, Limit, StatsFormat};
 use core::time::Duration;
 
@@ -77,6 +77,7 @@ macro_rules! argument {
     (Numa) => { Policy };
     (Limit) => { Limit };
     (Stats) => { StatsFormat };
+    (Headers) => { bool };
     (Path) => { &'static str };
     (Flag) => { bool };
 }
@@ -88,6 +89,9 @@ macro_rules! value {
     };
     (Time, $duration:expr) => {
         Millis::from_duration($duration)
+    };
+    (Headers, $on:expr) => {
+        if $on { Headers::On } else { Headers::Off }
     };
     (Path, $path:expr) => {
         FixedPath(if same($path.as_bytes(), b"none") { None } else { Some($path.as_bytes()) })
@@ -145,6 +149,8 @@ mod tests {
         .numa(Policy::Preferred(63))
         .limit_soft(Limit::Percent(80))
         .limit_hard(Limit::Bytes(1))
+        .headers(true)
+        .headers_quarantine(1 << 20)
         .stats(StatsFormat::Json)
         .stats_file("/tmp/%p")
         .verbose(true)

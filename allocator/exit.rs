@@ -4,10 +4,12 @@
 //! X1: it changes no exit status and needs no descriptor but the one it writes to; a closed stderr or a full disk makes
 //!     the dump short or empty, nothing else.
 //! X2: it allocates nothing, so it does not change what it counts.
+//! X3: in headers mode, blocks that still wait in the quarantine are looked at first: what was written there is a fault.
 
 use crate::report::Line;
-use crate::start::{HEAP, settings};
+use crate::start::{HEAP, own_cache, settings};
 use crate::value::StatsFormat;
+use crate::{headed, quarantine};
 use core::ffi::CStr;
 use core::fmt::{self, Write};
 use nearheap_numa::lock::Lock;
@@ -20,7 +22,12 @@ static SNAPSHOT: Lock<Snapshot> = Lock::new(Snapshot::new());
 /// Registered before anything of the program's, so it runs after all of that.
 pub(crate) fn register() {
     extern "C" fn at_exit() {
-        dump();
+        if headed::is_on() {
+            quarantine::drain(own_cache());
+        }
+        if settings().values.stats != StatsFormat::Off {
+            dump();
+        }
     }
     // SAFETY: the handler is a function that lives as long as the process. Where there is no memory to register it, there
     // is no dump.

@@ -66,21 +66,23 @@ pub(crate) fn survive<T>(result: Result<T, Fault>) -> T {
 #[cold]
 #[inline(never)]
 pub(crate) fn die(fault: Fault) -> ! {
+    let mut line = Line::new();
+    line.push(format_args!("nearheap: fatal: {}: ptr={:#x}", fault.misuse.words(), fault.address));
+    if fault.size != 0 {
+        line.push(format_args!(" class={}", fault.size));
+    }
+    line.push(format_args!(" node=0"));
+    end(line)
+}
+
+/// Writes the last line and aborts.
+#[cold]
+#[inline(never)]
+pub(crate) fn end(mut line: Line) -> ! {
     if REPORTING.swap(true, Ordering::Relaxed) {
         (0..1000).for_each(|_| os::nap());
     } else {
-        let mut line = Line::new();
-        line.push(format_args!(
-            "nearheap: fatal: {}: ptr={:#x}",
-            fault.misuse.words(),
-            fault.address
-        ));
-        if fault.size != 0 {
-            line.push(format_args!(" class={}", fault.size));
-        }
-        line.push(format_args!(" node=0"));
-        let _ = line.finish();
-        os::write(2, line.as_bytes());
+        os::write(2, line.finish());
         // SAFETY: the swap above lets one thread in, once.
         unsafe { *LAST_WORDS.0.get() = Some(line) };
     }

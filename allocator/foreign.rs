@@ -20,6 +20,7 @@ use crate::class::{CACHED_MAX, GRANULE, SMALL_MAX, SPAN_MAX, Slot};
 use crate::config::Config;
 use crate::extents::{ENTRIES, LEAF_SHIFT, Leaf};
 use crate::fault::{self, Fault, Misuse, survive};
+use crate::headed;
 use crate::heap::{Found, cleared};
 use crate::segment::SEGMENT_SHIFT;
 use crate::start::{self, HEAP};
@@ -147,9 +148,8 @@ fn cache() -> Option<&'static Cache> {
     match tls::standing() {
         // Who is watched has blocks in its cache, which the cold paths here don't look for.
         _ if tls::watched().is_some() => None,
-        Standing::Working(cache) => Some(cache),
-        Standing::Gone => None,
         Standing::Fresh => arrive(),
+        _ => start::own_cache(),
     }
 }
 
@@ -221,6 +221,12 @@ extern "C" fn malloc_other(size: usize) -> *mut u8 {
 fn obtain(size: usize) -> Found {
     let found = keeping_errno(|| {
         let cache = cache();
+        if headed::is_on() {
+            let layout = Layout::from_size_align(size, GRANULE).ok()?;
+            // SAFETY: the cache is this thread's.
+            let found = unsafe { headed::alloc_for(None, cache, layout, true) };
+            return (!found.0.is_null()).then_some(found);
+        }
         let layout = layout_for(size)?;
         if let Some(block) = cached(Slot::of(layout.size(), GRANULE)).and_then(pop) {
             return Some((block.as_ptr(), usize::MAX));
@@ -273,6 +279,13 @@ pub fn aligned(align: usize, size: usize) -> *mut u8 {
             return malloc(size);
         }
         let cache = cache();
+        if headed::is_on() {
+            let layout = Layout::from_size_align(size, align);
+            // SAFETY: the cache is this thread's.
+            let block =
+                layout.map(|layout| unsafe { headed::alloc_for(None, cache, layout, true) }.0);
+            return block.unwrap_or(ptr::null_mut());
+        }
         let Some((layout, slots)) = aligned_layout(align, size) else { return ptr::null_mut() };
         let Some((slot, plain)) = slots else {
             // SAFETY: the cache is this thread's.
@@ -335,6 +348,10 @@ unsafe extern "C" fn free_other(block: *mut u8, near: &'static Near) {
 #[cold]
 #[inline(never)]
 unsafe fn free_cold(block: *mut u8) {
+    if headed::is_on() {
+        // SAFETY: the cache is this thread's; what the block is, is checked.
+        return keeping_errno(|| unsafe { headed::free(cache(), block, None) });
+    }
     let layout = match find(block as usize) {
         Kind::Granules(k) => layout_of(k, block as usize),
         Kind::Huge(len) => layout_of_huge(len, block as usize),
@@ -354,6 +371,9 @@ pub unsafe fn usable_size(block: *mut u8) -> usize {
     if block.is_null() {
         return 0;
     }
+    if headed::is_on() {
+        return headed::size_of(block);
+    }
     match find(block as usize) {
         Kind::Granules(k) => k * GRANULE,
         Kind::Huge(len) => len,
@@ -365,6 +385,10 @@ pub unsafe fn usable_size(block: *mut u8) -> usize {
 pub unsafe fn realloc(block: *mut u8, size: usize, near: &'static Near) -> *mut u8 {
     if block.is_null() {
         return malloc(size);
+    }
+    if headed::is_on() {
+        // SAFETY: the caller's contract.
+        return unsafe { realloc_headed(block, size) };
     }
     let (layout, old) = match find(block as usize) {
         Kind::Granules(k) => (layout_of(k, block as usize), k * GRANULE),
@@ -393,6 +417,25 @@ pub unsafe fn realloc(block: *mut u8, size: usize, near: &'static Near) -> *mut 
         unsafe {
             ptr::copy_nonoverlapping(block, fresh, old.min(size));
             free(block, near);
+        }
+    }
+    fresh
+}
+
+/// The same where blocks have headers. The alignment of what moves is the plain one, as for C.
+#[cold]
+unsafe fn realloc_headed(block: *mut u8, size: usize) -> *mut u8 {
+    // SAFETY: the cache is this thread's; what the block is, is checked.
+    let stays = keeping_errno(|| unsafe { headed::resize(cache(), block, None, size) });
+    if !stays.is_null() {
+        return stays;
+    }
+    let fresh = malloc(size);
+    if !fresh.is_null() {
+        // SAFETY: both blocks have as many bytes; the old one is the caller's until it is freed here.
+        unsafe {
+            ptr::copy_nonoverlapping(block, fresh, headed::size_of(block).min(size));
+            free_cold(block);
         }
     }
     fresh

@@ -2,13 +2,13 @@
 //! Called by: the C library, around `fork`, once `start` has registered it.
 //!
 //! Before the fork, the forking thread enters every lock, in one order everywhere: start, registry, purger,
-//! magazines, shards, metadata, huge. Nobody else is inside anything then, so what the child copies is whole. Both sides
-//! leave the locks; the child then takes over the caches of the threads that it doesn't have: their words and items
+//! magazines, shards, metadata, huge, quarantine. Nobody else is inside anything then, so what the child copies is whole.
+//! Both sides leave the locks; the child then takes over the caches of the threads that it doesn't have: their words and items
 //! agree at every instruction (T4), but for the slot whose blocks a thread was just moving: those stay in use for ever.
 
 use crate::fault;
-use crate::start::{self, HEAP};
-use crate::tls::{self, Standing};
+use crate::quarantine;
+use crate::start::{self, HEAP, own_cache};
 use core::ptr;
 use core::sync::atomic::Ordering;
 use nearheap_numa::os;
@@ -30,11 +30,13 @@ pub(crate) fn register() {
 unsafe extern "C" fn prepare() {
     start::enter();
     HEAP.hold();
+    quarantine::hold();
 }
 
 unsafe extern "C" fn parent() {
     // SAFETY: `prepare` entered all of them on this thread, or on the one that this is the copy of.
     unsafe {
+        quarantine::let_go();
         HEAP.let_go();
     }
     start::leave();
@@ -43,10 +45,11 @@ unsafe extern "C" fn parent() {
 unsafe extern "C" fn child() {
     // SAFETY: the child's only thread is the copy of the one that ran `prepare`.
     unsafe { parent() };
-    let own = tls::behind();
-    if let Standing::Working(cache) = tls::standing() {
+    let own = own_cache();
+    if let Some(cache) = own {
         cache.tid.store(os::tid(), Ordering::Relaxed);
     }
+    let own = own.map_or(ptr::null(), ptr::from_ref);
     loop {
         let other = {
             let registry = HEAP.registry.lock();

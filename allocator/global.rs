@@ -8,9 +8,10 @@ use crate::cache::Cache;
 use crate::class::{GRANULE, SMALL_MAX, Slot};
 use crate::config::Config;
 use crate::fault::survive;
+use crate::headed;
 use crate::heap::cleared;
 use crate::start::{self, HEAP};
-use crate::tls::{self, Watcher};
+use crate::tls;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr;
 
@@ -41,21 +42,6 @@ impl NearHeap {
         Self { config }
     }
 
-    /// The calling thread's cache, for a cold path; or who watches the thread, and does the operation.
-    #[inline]
-    fn cache(&self) -> Result<Option<&'static Cache>, &'static Watcher> {
-        match tls::working() {
-            Some(cache) => Ok(Some(cache)),
-            None => self.arrive(),
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn arrive(&self) -> Result<Option<&'static Cache>, &'static Watcher> {
-        tls::watched().map_or_else(|| Ok(start::arrive(&self.config)), Err)
-    }
-
     /// A block that is not small: fast all the same, where a cache has one.
     #[inline(never)]
     fn alloc_large(&self, layout: Layout) -> *mut u8 {
@@ -83,32 +69,81 @@ impl NearHeap {
     #[cold]
     #[inline(never)]
     fn alloc_cold(&self, layout: Layout) -> *mut u8 {
-        match self.cache() {
-            // A thread's first operation finds its slot empty, so this isn't asked again for the new cache.
+        match tls::working() {
             // SAFETY: the cache is this thread's.
-            Ok(cache) => unsafe { HEAP.alloc(cache, layout) }.0,
-            Err(watcher) => (watcher.alloc)(self, layout, false),
+            cache @ Some(_) => unsafe { HEAP.alloc(cache, layout) }.0,
+            None => self.alloc_aside(layout, false),
         }
     }
 
     #[cold]
     #[inline(never)]
     fn alloc_zeroed_cold(&self, layout: Layout) -> *mut u8 {
-        match self.cache() {
+        match tls::working() {
             // SAFETY: the cache is this thread's; a block of at least the layout's size, which is nobody else's.
-            Ok(cache) => unsafe { cleared(HEAP.alloc(cache, layout), layout.size()) },
-            Err(watcher) => (watcher.alloc)(self, layout, true),
+            cache @ Some(_) => unsafe { cleared(HEAP.alloc(cache, layout), layout.size()) },
+            None => self.alloc_aside(layout, true),
+        }
+    }
+
+    /// A block for a thread that points at a sentinel: in its first operation or after its last, watched, or in headers
+    /// mode, in which all threads do.
+    #[cold]
+    #[inline(never)]
+    fn alloc_aside(&self, layout: Layout, zeroed: bool) -> *mut u8 {
+        if let Some(watcher) = tls::watched() {
+            return (watcher.alloc)(self, layout, zeroed);
+        }
+        // A thread's first operation finds its slot empty, so this isn't asked again for the new cache.
+        let cache = start::arrive(&self.config);
+        // SAFETY: the cache is this thread's; a block of at least the layout's size, which is nobody else's.
+        unsafe {
+            let found = if headed::is_on() {
+                headed::alloc(None, cache, layout)
+            } else {
+                HEAP.alloc(cache, layout)
+            };
+            if zeroed { cleared(found, layout.size()) } else { found.0 }
         }
     }
 
     #[cold]
     #[inline(never)]
     unsafe fn dealloc_cold(&self, block: *mut u8, layout: Layout) {
-        match self.cache() {
+        match tls::working() {
             // SAFETY: the cache is this thread's; the block is nobody's any more, by the caller's contract.
-            Ok(cache) => survive(unsafe { HEAP.free(cache, block, layout) }),
+            cache @ Some(_) => survive(unsafe { HEAP.free(cache, block, layout) }),
             // SAFETY: the caller's contract.
-            Err(watcher) => unsafe { (watcher.dealloc)(self, block, layout) },
+            None => unsafe { self.dealloc_aside(block, layout) },
+        }
+    }
+
+    /// As `alloc_aside`.
+    #[cold]
+    #[inline(never)]
+    unsafe fn dealloc_aside(&self, block: *mut u8, layout: Layout) {
+        if let Some(watcher) = tls::watched() {
+            // SAFETY: the caller's contract.
+            return unsafe { (watcher.dealloc)(self, block, layout) };
+        }
+        let cache = start::arrive(&self.config);
+        // SAFETY: the cache is this thread's; the block is nobody's any more, by the caller's contract.
+        unsafe {
+            if headed::is_on() {
+                headed::free(cache, block, Some(layout));
+            } else {
+                survive(HEAP.free(cache, block, layout));
+            }
+        }
+    }
+
+    /// A block whose slot has to be looked at.
+    #[inline(never)]
+    unsafe fn realloc_other(&self, block: *mut u8, layout: Layout, new: usize) -> *mut u8 {
+        match (Slot::of(layout.size(), layout.align()), Slot::of(new, layout.align())) {
+            (Some(from), Some(to)) if from == to && !headed::is_on() => block,
+            // SAFETY: the caller's contract.
+            _ => unsafe { self.realloc_cold(block, layout, new) },
         }
     }
 
@@ -120,9 +155,10 @@ impl NearHeap {
     }
 
     /// Bytes that a block of this layout really has: at least the layout's size. All of them may be used, as long as
-    /// the block is given back with the layout that it was asked for with. Costs a table look-up.
+    /// the block is given back with the layout that it was asked for with. Costs a table look-up. In headers mode, the
+    /// layout's size.
     pub fn usable_size(layout: Layout) -> usize {
-        HEAP.usable(layout)
+        if headed::is_on() { layout.size() } else { HEAP.usable(layout) }
     }
 }
 
@@ -145,7 +181,13 @@ pub(crate) unsafe fn resize_or_move(
     new: usize,
 ) -> *mut u8 {
     // SAFETY: the caller's promise.
-    let stays = survive(unsafe { HEAP.resize(cache, block, layout, new) });
+    let stays = unsafe {
+        if headed::is_on() {
+            headed::resize(cache, block, Some(layout), new)
+        } else {
+            survive(HEAP.resize(cache, block, layout, new))
+        }
+    };
     if !stays.is_null() {
         if let Some(watcher) = tls::watched() {
             (watcher.resized)(layout, new);
@@ -230,10 +272,11 @@ unsafe impl GlobalAlloc for Served {
 
     #[inline]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new: usize) -> *mut u8 {
-        match (Slot::of(layout.size(), layout.align()), Slot::of(new, layout.align())) {
-            (Some(from), Some(to)) if from == to => block,
-            // SAFETY: the caller's contract.
-            _ => unsafe { self.realloc_cold(block, layout, new) },
+        let small = layout.size().max(new) <= SMALL_MAX && layout.align() <= GRANULE;
+        if small && Slot::small(layout.size()) == Slot::small(new) && !headed::is_on() {
+            return block;
         }
+        // SAFETY: the caller's contract.
+        unsafe { self.realloc_other(block, layout, new) }
     }
 }

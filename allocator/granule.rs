@@ -141,6 +141,7 @@ impl<O: Os> Granules<O> {
     }
 
     /// Bytes of blocks that are out.
+    #[inline(never)]
     pub(crate) fn taken(&self) -> usize {
         if !self.homes.is_several() {
             return self.taken_of(self.parts.get(0));
@@ -246,6 +247,7 @@ impl<O: Os> Granules<O> {
     }
 
     /// Takes blocks for `slot`, as many as fit into `out` or fewer; at least one unless there is no memory.
+    #[inline(never)]
     pub(crate) fn take(
         &self,
         slot: Slot,
@@ -305,7 +307,7 @@ impl<O: Os> Granules<O> {
                 }
             }
         }
-        let shard = part * SHARDS + home.shard % active;
+        let shard = part * SHARDS + home.shard.checked_rem(active).unwrap_or(0);
         // A fresh segment is empty, but others of the same home may be faster; they can't be for ever.
         for _ in 0..64 {
             if !may_grow || !self.grow(shard) {
@@ -490,8 +492,7 @@ impl<O: Os> Granules<O> {
         sort(blocks);
         let now_ms = self.source.os().now_ms();
         let mut left = u64::MAX >> (64 - blocks.len().clamp(1, 64));
-        while left != 0 && !blocks.is_empty() {
-            let first = blocks[left.trailing_zeros() as usize];
+        while let Some(&first) = blocks.get(left.trailing_zeros() as usize) {
             let shard = self.shard_of(first, slot)?;
             let place = self.place(shard);
             let done = self.enter(place, true, |inside, tally| {
@@ -546,7 +547,7 @@ impl<O: Os> Granules<O> {
             }
             // SAFETY: published, asked under the lock of its shard (N2), which protects it (R3).
             let segment = unsafe { &mut *segment };
-            let done = segment.give(&blocks[i..], k, now_ms, tally);
+            let done = segment.give(blocks.get(i..).unwrap_or_default(), k, now_ms, tally);
             if done.n > 0 {
                 self.extents.unmark(blocks.get(i..i + done.n).unwrap_or_default(), k);
                 let g = Segment::granule(blocks[i] as usize);
@@ -630,20 +631,6 @@ impl<O: Os> Granules<O> {
             && self.list(shard, segment);
     }
 
-    /// What is wrong with an address in a segment at which no block is out; `None`: it is in no segment.
-    #[cfg(all(feature = "c-interface", not(loom)))]
-    pub(crate) fn misuse_at(&self, address: usize) -> Option<Misuse> {
-        // SAFETY: null, or metadata, which stays readable (N2).
-        let shard = unsafe { self.map.find(address).as_ref()? }.shard();
-        let _inside = self.place(shard).shard.lock();
-        // SAFETY: published, asked under the lock of its shard (N2), which protects it (R3); or another shard's by now,
-        // of which only words are read, on the way to the end of the process.
-        let segment = unsafe { self.map.find(address).as_mut()? };
-        let free = address.is_multiple_of(GRANULE)
-            && segment.check(Segment::granule(address), 1) == Err(Misuse::DoubleFree);
-        Some(if free { Misuse::DoubleFree } else { Misuse::NotABlock })
-    }
-
     /// Enters every lock, in order, and stays inside: for `fork`.
     pub(crate) fn hold(&self) {
         self.parts.hold();
@@ -685,15 +672,21 @@ impl Spare {
 fn sort(blocks: &mut [*mut u8]) {
     for gap in [23, 10, 4, 1] {
         for i in gap..blocks.len() {
-            let (block, mut place) = (blocks[i], i);
-            while place >= gap && blocks[place - gap] > block {
-                blocks[place] = blocks[place - gap];
+            let mut place = i;
+            while let Some((lower, upper)) = blocks.split_at_mut_checked(place)
+                && let (Some(before), Some(block)) =
+                    (lower.iter_mut().nth_back(gap - 1), upper.first_mut())
+                && *before > *block
+            {
+                core::mem::swap(before, block);
                 place -= gap;
             }
-            blocks[place] = block;
         }
     }
 }
+
+#[cfg(not(loom))]
+pub(crate) mod lookup;
 
 #[cfg(test)]
 #[cfg(not(loom))]

@@ -146,6 +146,7 @@ impl<O: Os> Heap<O> {
     }
 
     /// Whole OS pages for a huge block; `None` where that overflows.
+    #[inline(never)]
     fn huge_len(&self, size: usize) -> Option<usize> {
         self.granules.source.in_pages(size.max(1)).filter(|&len| len < ADDRESSES)
     }
@@ -200,20 +201,43 @@ impl<O: Os> Heap<O> {
         block: *mut u8,
         layout: Layout,
     ) -> Result<(), Fault> {
-        match Slot::of(layout.size(), layout.align()) {
-            Some(slot) if slot.is_cached() => {
-                self.free_loose(self.part(cache), slot, block)?;
-                // SAFETY: the caller's promise.
-                unsafe { self.after_give(cache) }
-            }
-            // SAFETY: the caller's promise.
-            _ => unsafe { self.free(cache, block, layout) },
+        self.count_free(cache, layout);
+        // SAFETY: the caller's promise.
+        unsafe { self.give_back(cache, block, layout) }
+    }
+
+    /// Counts a free.
+    pub(crate) fn count_free(&self, cache: Option<&Cache>, layout: Layout) {
+        match (Slot::of_layout(layout), cache) {
+            (Some(slot), Some(cache)) => cache.count_past(slot, false),
+            (Some(slot), None) => self.ledger.count(slot, false),
+            (None, _) => self.count_huge(cache, false, self.huge_len(layout.size()).unwrap_or(0)),
         }
+    }
+
+    /// Takes a block back whose free was counted, past the cache.
+    ///
+    /// # Safety
+    /// `cache` is the calling thread's; the block is nobody's any more.
+    #[inline(never)]
+    pub(crate) unsafe fn give_back(
+        &self,
+        cache: Option<&Cache>,
+        block: *mut u8,
+        layout: Layout,
+    ) -> Result<(), Fault> {
+        match Slot::of_layout(layout) {
+            Some(slot) if slot.is_cached() => self.store(self.part(cache), slot, &[block])?,
+            Some(slot) => self.give_home(self.part(cache), slot, &mut [block])?,
+            None => self.free_huge(cache, block, layout)?,
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.after_give(cache) }
     }
 
     /// A block for `layout` of a part, past the cache, which only counts it.
     fn alloc_in(&self, part: usize, cache: Option<&Cache>, layout: Layout) -> Found {
-        match Slot::of(layout.size(), layout.align()) {
+        match Slot::of_layout(layout) {
             Some(slot) if slot.is_cached() => (self.alloc_loose(part, slot), usize::MAX),
             Some(slot) => self.alloc_span(cache, part, slot),
             None => self.alloc_huge(cache, part, layout),
@@ -230,23 +254,17 @@ impl<O: Os> Heap<O> {
         block: *mut u8,
         layout: Layout,
     ) -> Result<(), Fault> {
-        match Slot::of(layout.size(), layout.align()) {
-            Some(slot) if slot.is_cached() => match cache {
+        match (Slot::of(layout.size(), layout.align()), cache) {
+            (Some(slot), Some(cache)) if slot.is_cached() => {
                 // SAFETY: the caller's promise.
-                Some(cache) => unsafe { self.flush(cache, slot, block)? },
-                None => self.free_loose(self.part(None), slot, block)?,
-            },
-            Some(slot) => {
-                self.give_home(self.part(cache), slot, &mut [block])?;
-                match cache {
-                    Some(cache) => cache.count_past(slot, false),
-                    None => self.ledger.count(slot, false),
+                unsafe {
+                    self.flush(cache, slot, block)?;
+                    self.after_give(Some(cache))
                 }
             }
-            None => self.free_huge(cache, block, layout)?,
+            // SAFETY: the caller's promise.
+            _ => unsafe { self.free_past(cache, block, layout) },
         }
-        // SAFETY: the caller's promise.
-        unsafe { self.after_give(cache) }
     }
 
     /// Tries, and where there is no memory, gives everything free back to the system and tries once more (E2).
@@ -457,11 +475,6 @@ impl<O: Os> Heap<O> {
         block
     }
 
-    fn free_loose(&self, near: usize, slot: Slot, block: *mut u8) -> Result<(), Fault> {
-        self.ledger.count(slot, false);
-        self.store(near, slot, &[block])
-    }
-
     #[inline(never)]
     fn alloc_span(&self, cache: Option<&Cache>, part: usize, slot: Slot) -> Found {
         let home = Home { part, shard: cache.map_or(0, |c| c.home.get()) };
@@ -525,7 +538,6 @@ impl<O: Os> Heap<O> {
         if unmapped > 0 {
             self.granules.unmapped(part.unwrap_or(0), unmapped, source.os().now_ms());
         }
-        self.count_huge(cache, false, len);
         Ok(())
     }
 
@@ -541,7 +553,8 @@ impl<O: Os> Heap<O> {
         old: Layout,
         new: usize,
     ) -> Result<*mut u8, Fault> {
-        match (Slot::of(old.size(), old.align()), Slot::of(new, old.align())) {
+        let Ok(to) = Layout::from_size_align(new, old.align()) else { return Ok(ptr::null_mut()) };
+        match (Slot::of_layout(old), Slot::of_layout(to)) {
             (Some(from), Some(to)) if from == to => Ok(block),
             (Some(from), Some(to)) => {
                 // A small block is copied in less time than its neighbours' bits take to look up.
@@ -643,7 +656,7 @@ impl<O: Os> Heap<O> {
 
     /// Usable bytes of a block of this layout.
     pub(crate) fn usable(&self, layout: Layout) -> usize {
-        match Slot::of(layout.size(), layout.align()) {
+        match Slot::of_layout(layout) {
             Some(slot) => self.granules.classes.bytes(slot),
             None => self.huge_len(layout.size()).unwrap_or(layout.size()),
         }

@@ -16,6 +16,8 @@
 
 use crate::fault::{Fault, Misuse};
 use crate::granule::Granules;
+#[cfg(not(loom))]
+use crate::granule::lookup::Around;
 use crate::meta::Meta;
 use crate::part::PARTS;
 use core::ptr::{self, NonNull};
@@ -25,6 +27,9 @@ use nearheap_numa::{Os, PageSource, const_unless_loom};
 
 /// Free mappings that are kept at most.
 const KEPT: usize = if cfg!(loom) { 4 } else { 64 };
+/// Bytes of the smallest OS page, at a multiple of which every block begins.
+#[cfg(not(loom))]
+const MIN_PAGE: usize = 4096;
 /// Bytes of a huge page.
 pub(crate) const HUGE_PAGE: usize = 2 << 20;
 
@@ -81,14 +86,22 @@ impl Table {
         unsafe { core::slice::from_raw_parts_mut(self.entries, self.capacity) }
     }
 
+    /// The entry at a place, which is masked to the table's length.
+    fn entry(&mut self, i: usize) -> &mut Mapping {
+        let mask = self.capacity - 1;
+        // SAFETY: `capacity` entries of metadata, a power of two, and never none where there is a place; under the lock.
+        unsafe { &mut *self.entries.add(i & mask) }
+    }
+
     /// Where an address is, or the empty place where it would be.
+    #[inline(never)]
     fn place(&mut self, at: usize) -> Option<usize> {
         let mask = self.capacity.checked_sub(1)?;
-        let entries = self.entries();
         // Addresses are whole pages; the multiplication brings their high bits down.
         let mut i = (at >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20 & mask;
         for _ in 0..=mask {
-            if entries[i].at == at || entries[i].at == 0 {
+            let here = self.entry(i).at;
+            if here == at || here == 0 {
                 return Some(i);
             }
             i = (i + 1) & mask;
@@ -98,13 +111,13 @@ impl Table {
 
     fn find(&mut self, at: usize) -> Option<Mapping> {
         let i = self.place(at)?;
-        Some(self.entries()[i]).filter(|m| m.at == at && at != 0)
+        Some(*self.entry(i)).filter(|m| m.at == at && at != 0)
     }
 
     #[inline(never)]
     fn insert(&mut self, mapping: Mapping) {
         if let Some(i) = self.place(mapping.at) {
-            self.entries()[i] = mapping;
+            *self.entry(i) = mapping;
         }
     }
 
@@ -124,14 +137,14 @@ impl Table {
     /// Takes an entry out and moves those behind it up, so that no search stops too early.
     fn remove(&mut self, at: usize) {
         let Some(i) = self.place(at) else { return };
-        if self.entries()[i].at != at {
+        if self.entry(i).at != at {
             return;
         }
         let mask = self.capacity - 1;
-        self.entries()[i] = NOTHING;
+        *self.entry(i) = NOTHING;
         let mut j = (i + 1) & mask;
-        while self.entries()[j].at != 0 {
-            let mapping = core::mem::replace(&mut self.entries()[j], NOTHING);
+        while self.entry(j).at != 0 {
+            let mapping = core::mem::replace(self.entry(j), NOTHING);
             self.insert(mapping);
             j = (j + 1) & mask;
         }
@@ -175,10 +188,11 @@ impl Table {
     /// Takes the kept mapping at a place out.
     #[inline(never)]
     fn take_kept(&mut self, i: usize) -> Mapping {
-        let mapping = self.kept[i];
-        self.kept.copy_within(i + 1..self.keeps, i);
+        let mut mapping = NOTHING;
+        for place in self.kept.iter_mut().take(self.keeps).skip(i).rev() {
+            core::mem::swap(place, &mut mapping);
+        }
         self.keeps -= 1;
-        self.kept[self.keeps] = NOTHING;
         mapping
     }
 
@@ -194,7 +208,9 @@ impl Table {
                 return Some(self.take_kept(i));
             }
             let rest = Mapping { at: mapping.at + len, mapped: mapping.mapped - len, ..mapping };
-            self.kept[i] = rest;
+            if let Some(place) = self.kept.get_mut(i) {
+                *place = rest;
+            }
             return Some(Mapping { mapped: len, ..mapping });
         }
         let near = aligned.filter(|(_, m)| m.mapped >= len / 2);
@@ -408,6 +424,30 @@ impl Huge {
             Some(mapping) => Ok(mapping.len),
             None => Err(table.misuse_at(address)),
         }
+    }
+
+    /// Finds the block that an address is in, and calls `look` with its beginning, which stays mapped meanwhile (H3).
+    #[cfg(not(loom))]
+    #[inline(never)]
+    pub(crate) fn around(&self, address: usize, look: &mut dyn FnMut(usize)) -> Around {
+        let within = |m: &&Mapping| m.at != 0 && address.wrapping_sub(m.at) < m.len.max(m.mapped);
+        let mut table = self.table.lock();
+        // Mostly it is in the first page.
+        let near = table.find(address & !(MIN_PAGE - 1));
+        if let Some(mapping) = near.or_else(|| table.entries().iter().find(within).copied()) {
+            look(mapping.at);
+            return Around::Block;
+        }
+        if table.kept().iter().any(|m| within(&m)) { Around::Free } else { Around::Nothing }
+    }
+
+    /// Calls `look` with the block of the lowest address over `after`; that address.
+    #[cfg(not(loom))]
+    pub(crate) fn next(&self, after: usize, look: &mut dyn FnMut(usize)) -> Option<usize> {
+        let mut table = self.table.lock();
+        let next = table.entries().iter().map(|m| m.at).filter(|&at| at > after).min()?;
+        look(next);
+        Some(next)
     }
 
     /// Unmaps; where the kernel refuses, purges the range, and keeps it for another attempt if there is room, else leaves

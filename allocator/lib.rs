@@ -20,6 +20,7 @@
 //! | `magazine` | free blocks between the threads |
 //! | `granule`, `shard`, `segment`, `chunk`, `scan` | the granule heap, from the whole to the bit |
 //! | `huge` | blocks with a mapping of their own |
+//! | `headed`, `header`, `quarantine`, `walk` | headers mode: blocks whose misuse is found |
 //! | `map`, `meta` | from addresses to segments; memory for all of these |
 //! | `foreign`, `extents` | the same heap for those who free without a size (feature `c-interface`, internal) |
 //! | `valgrind` | what memcheck is told of blocks (feature `valgrind`) |
@@ -90,6 +91,10 @@ pub mod fuzzing;
 mod global;
 #[cfg(unix)]
 mod granule;
+#[cfg(all(unix, not(loom)))]
+mod headed;
+#[cfg(all(unix, not(loom)))]
+mod header;
 #[cfg(unix)]
 mod heap;
 #[cfg(unix)]
@@ -115,6 +120,8 @@ mod part;
 mod process;
 #[cfg(unix)]
 mod purge;
+#[cfg(all(unix, not(loom)))]
+mod quarantine;
 #[cfg(unix)]
 mod registry;
 #[cfg(unix)]
@@ -140,6 +147,8 @@ mod valgrind;
 mod value;
 #[cfg(unix)]
 mod version;
+#[cfg(all(unix, not(loom)))]
+mod walk;
 
 #[cfg(not(unix))]
 mod elsewhere;
@@ -161,3 +170,5 @@ pub use nearheap_stats::{
 };
 #[cfg(all(unix, not(loom)))]
 pub use process::{flush_thread, on_soft_limit, pressure, purge, stats, threads};
+#[cfg(all(unix, not(loom)))]
+pub use walk::{LiveBlock, walk};

@@ -74,7 +74,15 @@ pub(crate) enum Pushed {
 }
 
 fn room_of(slot: Slot) -> usize {
-    (ROOM_BYTES / slot.size()).clamp(4, EXTENT)
+    ROOM_BYTES.checked_div(slot.size()).unwrap_or(4).clamp(4, EXTENT)
+}
+
+/// Copies blocks to the beginning of places that are as many at least.
+#[inline]
+fn copy(to: Option<&mut [*mut u8]>, from: &[*mut u8]) {
+    if let Some(to) = to.and_then(|to| to.get_mut(..from.len())) {
+        to.copy_from_slice(from);
+    }
 }
 
 impl Stack {
@@ -86,9 +94,9 @@ impl Stack {
             let extent = match (at / EXTENT).checked_sub(1) {
                 None => &mut self.first,
                 // SAFETY: `at` is below the end of the last extent (A2), and extents are metadata of this magazine.
-                Some(i) => unsafe { &mut *self.more[i] },
+                Some(i) => unsafe { &mut **self.more.get_unchecked(i) },
             };
-            f(&mut extent[at % EXTENT..][..here]);
+            f(extent.get_mut(at % EXTENT..at % EXTENT + here).unwrap_or_default());
             at += here;
         }
     }
@@ -101,7 +109,7 @@ impl Stack {
         self.n -= out.len();
         let mut done = 0;
         self.places(self.n, out.len(), |places| {
-            out[done..][..places.len()].copy_from_slice(places);
+            copy(out.get_mut(done..), places);
             if cfg!(feature = "valgrind") {
                 places.fill(core::ptr::null_mut());
             }
@@ -112,8 +120,9 @@ impl Stack {
     fn push(&mut self, blocks: &[*mut u8]) {
         let mut done = 0;
         self.places(self.n, blocks.len(), |places| {
-            places.copy_from_slice(&blocks[done..][..places.len()]);
-            done += places.len();
+            let n = places.len();
+            copy(Some(places), blocks.get(done..done + n).unwrap_or_default());
+            done += n;
         });
         self.n += blocks.len();
     }
@@ -156,7 +165,7 @@ impl Depot {
         }
         let mut stack = magazine.stack.lock();
         let n = stack.n.min(out.len());
-        stack.pop(&mut out[..n]);
+        stack.pop(out.get_mut(..n).unwrap_or_default());
         magazine.count.store(stack.n as u32, Ordering::Relaxed);
         // Under the lock, so that nothing is taken off before it was added.
         self.kept.fetch_sub(n * size, Ordering::Relaxed);
@@ -199,14 +208,15 @@ impl Depot {
         overflow: &mut [*mut u8; GIVE_MAX],
     ) -> usize {
         let Some(magazine) = self.of(slot) else {
-            overflow[..blocks.len()].copy_from_slice(blocks);
+            copy(Some(overflow), blocks);
             return blocks.len();
         };
         let mut stack = magazine.stack.lock();
         let out = stack.n.min(GIVE_MAX - blocks.len());
-        stack.pop(&mut overflow[..out]);
-        let (keep, rest) = blocks.split_at(blocks.len().min(stack.places_in_all() - stack.n));
-        overflow[out..out + rest.len()].copy_from_slice(rest);
+        stack.pop(overflow.get_mut(..out).unwrap_or_default());
+        let room = blocks.len().min(stack.places_in_all() - stack.n);
+        let (keep, rest) = blocks.split_at_checked(room).unwrap_or((blocks, &[]));
+        copy(overflow.get_mut(out..), rest);
         stack.push(keep);
         magazine.count.store(stack.n as u32, Ordering::Relaxed);
         self.kept.fetch_add(keep.len() * size, Ordering::Relaxed);

@@ -104,7 +104,7 @@ impl Meta {
         align: usize,
     ) -> Option<NonNull<u8>> {
         let mut bump = self.bump.lock();
-        let mut skip = (bump.at as usize).wrapping_neg() % align;
+        let mut skip = (bump.at as usize).wrapping_neg() & (align - 1);
         if bump.left < skip + size {
             let stride = STRIDE.max(source.page_size());
             *bump = Bump { at: source.map(stride, align)?.as_ptr(), left: stride };
@@ -121,5 +121,5 @@ impl Meta {
 
 /// Bytes of a `T` in whole OS pages.
 pub(crate) fn pages_of<T, O: Os>(source: &PageSource<O>) -> usize {
-    size_of::<T>().next_multiple_of(source.page_size())
+    source.in_pages(size_of::<T>()).unwrap_or(0)
 }

@@ -8,6 +8,7 @@ use crate::cache::Cache;
 use crate::config::Config;
 use crate::fault::survive;
 use crate::global::resize_or_move;
+use crate::headed;
 use crate::heap::cleared;
 use crate::start::{self, HEAP};
 use crate::testing;
@@ -63,7 +64,13 @@ impl NodeHeap {
     fn take(self, layout: Layout) -> (*mut u8, usize) {
         let cache = cache();
         // SAFETY: the cache is the calling thread's.
-        let found = unsafe { HEAP.alloc_of(self.part(), cache, layout) };
+        let found = unsafe {
+            if headed::is_on() {
+                headed::alloc(Some(self.part()), cache, layout)
+            } else {
+                HEAP.alloc_of(self.part(), cache, layout)
+            }
+        };
         if !found.0.is_null() {
             testing::passed(layout, true);
         }
@@ -83,8 +90,15 @@ unsafe impl GlobalAlloc for NodeHeap {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        let cache = cache();
         // SAFETY: the cache is the calling thread's; the block is nobody's any more, by the caller's contract.
-        survive(unsafe { HEAP.free_past(cache(), block, layout) });
+        unsafe {
+            if headed::is_on() {
+                headed::free(cache, block, Some(layout));
+            } else {
+                survive(HEAP.free_past(cache, block, layout));
+            }
+        }
         testing::passed(layout, false);
     }
 

@@ -8,8 +8,8 @@
 //! O2: `NEARHEAP_DEFAULTS` is read by one function, by `build.rs` for its message and by the crate for its values.
 
 use super::value::{
-    Classes, FixedPath, HugePages, Kind, Limit, Millis, Policy, StatsFormat, Value, cut, parse,
-    same,
+    Classes, FixedPath, Headers, HugePages, Kind, Limit, Millis, Policy, StatsFormat, Value, cut,
+    parse, same,
 };
 use core::fmt;
 
@@ -51,6 +51,12 @@ macro_rules! options {
             limit_hard: Limit = Limit {}; "none";
                 "none, a size such as 2G, or a share such as 80% of the cgroup's memory.max";
                 "Memory of the heap beyond which an allocation that needs more returns null, which most programs do not survive.";
+            headers: Headers = Headers {}; "auto";
+                "auto, on or off";
+                "Whether blocks have headers, which find misuse at the free itself and cost time and 32 bytes a block: in builds with debug assertions (auto), or as said.";
+            headers_quarantine: usize = Size { most: 1 << 30 }; "1M";
+                "a size from 0 to 1G such as 1M";
+                "Bytes of freed blocks that wait, with headers, before they are used again: writes to them are found when they leave. More finds later ones and takes as much memory.";
             stats: StatsFormat = Stats {}; "off";
                 "text (or on), json, openmetrics or off";
                 "The format in which the statistics are written when the program exits. The counters are kept in any case.";

@@ -3,6 +3,7 @@
 
 use crate::cache::Cache;
 use crate::config::Config;
+use crate::quarantine;
 use crate::start::{self, HEAP};
 use core::fmt;
 use core::sync::atomic::Ordering;
@@ -56,13 +57,15 @@ pub fn pressure() -> Pressure {
 }
 
 /// Gives everything that is free back to the system now: the calling thread's cache, the shared free lists, every free
-/// page. The bytes that were given back. Other threads keep what their caches hold, see [`flush_thread`].
+/// page, in headers mode the quarantine. The bytes that were given back. Other threads keep what their caches hold, see [`flush_thread`].
 ///
 /// For the moment before a long sleep; a running program purges by itself. Costs about 70 ns a page, and a page fault
 /// for each that is needed again.
 pub fn purge() -> usize {
+    let cache = cache();
+    quarantine::drain(cache);
     // SAFETY: the cache is the calling thread's.
-    unsafe { HEAP.purge_all(cache()) }
+    unsafe { HEAP.purge_all(cache) }
 }
 
 /// Sends the free blocks in the calling thread's cache to where all threads find them: for a thread that will be idle,

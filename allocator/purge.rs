@@ -172,6 +172,7 @@ impl<O: Os> Heap<O> {
     ///
     /// # Safety
     /// `cache` is the calling thread's, or that of a thread that doesn't exist any more.
+    #[inline(never)]
     pub(crate) unsafe fn empty_cache(&self, cache: &Cache, home: bool) -> Result<(), Fault> {
         for slot in Slot::all() {
             let state = cache.state(slot);

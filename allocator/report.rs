@@ -21,11 +21,13 @@ impl Line {
     }
 
     /// Appends what fits.
+    #[inline(never)]
     pub(crate) fn push(&mut self, text: fmt::Arguments<'_>) {
         self.push_at_most(LINE_BYTES, text);
     }
 
     /// Appends at most `most` bytes of `text`, so that what follows has its room.
+    #[inline(never)]
     pub(crate) fn push_at_most(&mut self, most: usize, text: fmt::Arguments<'_>) {
         // The last byte is the newline's.
         let end = self.len.saturating_add(most).min(LINE_BYTES - 1);

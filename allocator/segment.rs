@@ -235,10 +235,16 @@ impl Segment {
     fn chunk(&mut self, c: usize) -> &mut Chunk {
         let c = c % CHUNKS;
         if self.ready >> c & 1 == 0 {
-            self.ready |= 1 << c;
-            self.chunks[c].reset();
+            self.prepare(c);
         }
         &mut self.chunks[c]
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn prepare(&mut self, c: usize) {
+        self.ready |= 1 << c;
+        self.chunks[c % CHUNKS].reset();
     }
 
     /// Carves blocks of `k` granules at multiples of `align` granules, which divides `k`, from chunk `c` until `out` is
@@ -265,7 +271,7 @@ impl Segment {
                 break;
             };
             let run = soften(run, k, align);
-            let fit = (run.len / k).min(out.len() - got);
+            let fit = run.len.checked_div(k).unwrap_or(0).min(out.len() - got);
             let g = c * CHUNK_GRANULES + run.at;
             if !self.take_run(g, k * fit, source, tally) {
                 break;
@@ -291,7 +297,7 @@ impl Segment {
         let (need, align) = (k.div_ceil(1 << shift), (align >> shift).max(1));
         let (mut from, mut longest) = (0, 0);
         while let Some((at, len)) = self.free_pages.run_from(from) {
-            let first = at.next_multiple_of(align);
+            let first = (at + align - 1) & !(align - 1);
             if first + need <= at + len {
                 let g = first << shift;
                 let dirty = (first..first + need).rev().find(|&p| self.dirty.has(p));
@@ -384,7 +390,7 @@ impl Segment {
         tally: &mut Tally,
     ) {
         let half = HUGE_PAGE >> self.page_shift;
-        for first in [pages.start() / half * half, pages.end() / half * half] {
+        for first in [pages.start() & !(half - 1), pages.end() & !(half - 1)] {
             let clean = !(first..first + half).any(|p| self.dirty.has(p));
             if clean && source.commit(HUGE_PAGE) {
                 for p in first..first + half {
@@ -397,6 +403,7 @@ impl Segment {
         }
     }
 
+    #[inline(never)]
     fn mark_taken(&mut self, g: usize, len: usize) {
         self.pieces(g, len, |this, c, at, len| {
             this.chunk(c).take(at, len);
@@ -501,6 +508,34 @@ impl Segment {
             chunk.is_start(at) || chunk.is_free(at, 1)
         };
         if whole && ends { Ok(()) } else { Err(Misuse::WrongLayout) }
+    }
+
+    /// The address of the first block that begins at or after granule `g`.
+    pub(crate) fn next_start(&self, g: usize) -> Option<usize> {
+        let mut at = g % CHUNK_GRANULES;
+        for c in g / CHUNK_GRANULES..CHUNKS {
+            let ready = self.ready >> c & 1 == 1;
+            if let Some(found) = ready.then(|| self.chunks[c].next_start(at)).flatten() {
+                return Some(self.base() + ((c * CHUNK_GRANULES + found) << GRANULE_SHIFT));
+            }
+            at = 0;
+        }
+        None
+    }
+
+    /// Where the block begins that an address is in; `None`: the granule there is free.
+    pub(crate) fn start_of(&self, address: usize) -> Option<usize> {
+        let mut g = Self::granule(address);
+        loop {
+            let (c, at) = (g / CHUNK_GRANULES % CHUNKS, g % CHUNK_GRANULES);
+            if self.ready >> c & 1 == 0 || self.chunks[c].is_free(at, 1) {
+                return None;
+            }
+            if self.chunks[c].is_start(at) {
+                return Some(self.base() + (g << GRANULE_SHIFT));
+            }
+            g = g.checked_sub(1)?;
+        }
     }
 
     /// Gives back blocks of `k` granules, sorted, as many of the first as begin in the same chunk. Verifies each.
@@ -719,7 +754,7 @@ impl Segment {
 /// of 32 or 64 bytes then don't straddle lines. The few granules before stay free for smaller classes.
 fn soften(run: Run, k: usize, align: usize) -> Run {
     let line = (1_usize << k.trailing_zeros()).min(4);
-    let skip = run.at.next_multiple_of(line) - run.at;
+    let skip = run.at.wrapping_neg() & (line - 1);
     if align == 1 && run.len >= skip + 2 * k.max(32) {
         Run { at: run.at + skip, len: run.len - skip }
     } else {

@@ -115,7 +115,13 @@ impl Shard {
                     // SAFETY: a listed segment is published, and touched under this lock only (D1).
                     let segment = unsafe { &mut *group.segments[i] };
                     for c in ones(segment.candidates(shape.0, empty)) {
-                        got += segment.carve(c, shape, &mut out[got..], source, tally);
+                        got += segment.carve(
+                            c,
+                            shape,
+                            out.get_mut(got..).unwrap_or_default(),
+                            source,
+                            tally,
+                        );
                         visits += 1;
                         let hungry = got < out.len().div_ceil(4) && (shape.1 == 1 || visits < VAIN);
                         let patient = empty || visits < PATIENCE || hungry;
@@ -144,7 +150,7 @@ impl Shard {
         tally: &mut Tally,
     ) -> Option<(*mut u8, usize)> {
         debug_assert!(shape.0 * GRANULE <= SPAN_MAX);
-        let pages = (shape.0 * GRANULE).div_ceil(source.page_size()) as u16;
+        let pages = ((shape.0 * GRANULE - 1) >> source.page_size().trailing_zeros()) as u16 + 1;
         self.find_group(|group| {
             for i in ones(at_least_u16(&group.spans, pages)) {
                 // SAFETY: a listed segment is published, and touched under this lock only (D1).
@@ -268,10 +274,11 @@ impl Shard {
 
 impl Group {
     /// Computes the bounds of segment `i` anew, after a search has lowered those of its chunks.
+    #[inline(never)]
     fn refresh(&mut self, i: usize) {
         // SAFETY: a listed segment is published, and touched under the shard's lock only (D1).
-        let segment = unsafe { &*self.segments[i] };
-        self.in_use[i] = segment.longest_in_use();
+        let segment = unsafe { &*self.segments[i % 64] };
+        self.in_use[i % 64] = segment.longest_in_use();
         if segment.has_empties() {
             self.empties |= 1 << i;
         } else {

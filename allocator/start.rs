@@ -12,13 +12,14 @@
 //! keeps others out but the number of the process: a child finds its parent's, knows that whoever was inside doesn't exist
 //! here, and starts anew. What it finds half done, the options and the nodes, it does again.
 
+use crate::cache::Cache;
 use crate::config::Config;
 use crate::fault;
 use crate::heap::Heap;
 use crate::settings::{Settings, resolve};
 use crate::tls::{self, Standing};
 use crate::value::{HugePages, Limit, StatsFormat};
-use crate::{exit, fork};
+use crate::{exit, fork, headed};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use nearheap_numa::os::{self, Linux};
@@ -51,19 +52,32 @@ pub(crate) fn settings() -> &'static Settings {
 /// The calling thread's cache, made if this is its first operation. `None`: it has none any more, or gets none.
 #[cold]
 #[inline(never)]
-pub(crate) fn arrive(config: &Config) -> Option<&'static crate::cache::Cache> {
+pub(crate) fn arrive(config: &Config) -> Option<&'static Cache> {
     match tls::standing() {
-        Standing::Working(cache) => return Some(cache),
-        Standing::Gone => return None,
         // The pointer is not to be set meanwhile. It is still that of a fresh thread only where there was no memory.
-        Standing::Fresh if tls::watched().is_some() => return None,
-        Standing::Fresh => {}
+        Standing::Fresh if tls::watched().is_some() => None,
+        Standing::Fresh => begin(config),
+        _ => own_cache(),
     }
+}
+
+/// The calling thread's cache, if it has one.
+pub(crate) fn own_cache() -> Option<&'static Cache> {
+    match tls::standing() {
+        Standing::Working(cache) => Some(cache),
+        Standing::Headed => registered(),
+        Standing::Gone | Standing::Fresh => None,
+    }
+}
+
+#[cold]
+fn begin(config: &Config) -> Option<&'static Cache> {
     tls::set(&Standing::Gone);
     start(config);
     let cache = HEAP.enroll();
     let registered = cache.is_some_and(register_exit);
     match cache {
+        Some(_) if registered && headed::is_on() => tls::set(&Standing::Headed),
         Some(cache) if registered => tls::set(&Standing::Working(cache)),
         // Without a destructor nothing would bring the blocks back, so the thread stays without a cache.
         Some(cache) => dismiss(cache),
@@ -84,7 +98,7 @@ pub(crate) fn start(config: &Config) {
         apply_options();
         fork::register();
         make_key();
-        if settings().values.stats != StatsFormat::Off {
+        if settings().values.stats != StatsFormat::Off || headed::is_on() {
             exit::register();
         }
         // The only writer is inside.
@@ -147,6 +161,7 @@ fn apply_options() {
     let values = &settings().values;
     HEAP.granules.classes.coarsen(|granules| values.classes.round_up(granules));
     HEAP.knobs.set(values);
+    headed::settle(values.headers, values.headers_quarantine);
     let huge_from = match values.huge_pages {
         HugePages::Off => usize::MAX,
         HugePages::On => 0,
@@ -179,20 +194,30 @@ fn make_key() {
     }
 }
 
-fn register_exit(cache: &'static crate::cache::Cache) -> bool {
+fn register_exit(cache: &'static Cache) -> bool {
     let key = KEY.load(Ordering::Relaxed);
     let value = core::ptr::from_ref(cache).cast();
     // SAFETY: the key was created and is never deleted.
     key != NO_KEY && unsafe { libc::pthread_setspecific(key as libc::pthread_key_t, value) } == 0
 }
 
+/// The cache that this thread has registered, if there is one.
+fn registered() -> Option<&'static Cache> {
+    let key = KEY.load(Ordering::Relaxed);
+    if key == NO_KEY {
+        return None;
+    }
+    // SAFETY: the key was created and is never deleted; its value is null or the cache that `register_exit` set.
+    unsafe { libc::pthread_getspecific(key as libc::pthread_key_t).cast::<Cache>().as_ref() }
+}
+
 extern "C" fn on_thread_exit(cache: *mut libc::c_void) {
     tls::set(&Standing::Gone);
     // SAFETY: the value is the cache that `register_exit` set on this thread.
-    dismiss(unsafe { &*cache.cast::<crate::cache::Cache>() });
+    dismiss(unsafe { &*cache.cast::<Cache>() });
 }
 
-fn dismiss(cache: &'static crate::cache::Cache) {
+fn dismiss(cache: &'static Cache) {
     // SAFETY: this thread's cache, which it doesn't point at any more.
     fault::survive(unsafe { HEAP.dismiss(cache) });
 }

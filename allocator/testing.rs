@@ -9,7 +9,9 @@
 //! G2: a tally outlives its being watched, since both end with the function that made it.
 
 use crate::cache::Cache;
+use crate::class::Slot;
 use crate::global::NearHeap;
+use crate::start::HEAP;
 use crate::tls::{self, Watcher};
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::Cell;
@@ -27,7 +29,7 @@ pub(crate) use trial::*;
 pub use crate::{assert_allocs, assert_no_leaks};
 
 /// What a piece of code allocated. Bytes are those of the size classes, as everywhere in nearheap: a block for 20 bytes
-/// counts as 32.
+/// counts as 32. Headers don't count, so a build with debug assertions gives the numbers of a release.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Usage {
@@ -101,7 +103,7 @@ impl Tally {
 
     /// Counts a block of this layout here and in all that is around.
     fn count(tally: *const Self, layout: Layout, alloc: bool) {
-        let bytes = NearHeap::usable_size(layout) as u64;
+        let bytes = HEAP.usable(layout) as u64;
         let mut next = tally;
         // SAFETY: null, or a tally that lives (G2).
         while let Some(tally) = unsafe { next.as_ref() } {
@@ -196,10 +198,12 @@ pub(crate) fn passed(layout: Layout, alloc: bool) {
 /// kernel.
 fn resized(old: Layout, new: usize) {
     let Ok(new) = Layout::from_size_align(new, old.align()) else { return };
-    // The heap counts nothing where a huge block keeps its length.
-    let is_huge = |layout: Layout| crate::class::Slot::of(layout.size(), layout.align()).is_none();
-    let stays = NearHeap::usable_size(old) == NearHeap::usable_size(new);
-    if !(stays && is_huge(old) && is_huge(new)) {
+    // The heap counts nothing where a block keeps its class or, if it is huge, its length.
+    let stays = match (Slot::of_layout(old), Slot::of_layout(new)) {
+        (None, None) => HEAP.usable(old) == HEAP.usable(new),
+        (from, to) => from == to,
+    };
+    if !stays {
         Tally::count(WATCH.get().0, old, false);
         Tally::count(WATCH.get().0, new, true);
     }

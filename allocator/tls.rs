@@ -1,10 +1,11 @@
 //! Where a thread finds its cache: one pointer in thread-local storage.
-//! Owns: the pointer and the three sentinels. Called by: every operation.
+//! Owns: the pointer and the four sentinels. Called by: every operation.
 //!
 //! | pointer | the thread | its operations |
 //! |---|---|---|
 //! | `FRESH` | has not allocated yet | the first makes a cache |
 //! | a cache | is at work | fast |
+//! | `HEADED` | has a cache, in headers mode | not here: the cache is where `start` finds it |
 //! | `GONE` | has given its cache back, or gets none | by the magazines, one block at a time |
 //! | `WATCHED` | is being measured | told to whoever measures, see `testing` |
 //!
@@ -19,10 +20,11 @@ use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 /// Together, so that one comparison tells a sentinel from a cache; the first is `FRESH`.
-static SENTINELS: [Cache; 3] = [const { Cache::new() }; 3];
+static SENTINELS: [Cache; 4] = [const { Cache::new() }; 4];
 const FRESH: *const Cache = &raw const SENTINELS[0];
 const GONE: *const Cache = &raw const SENTINELS[1];
-const WATCHED: *const Cache = &raw const SENTINELS[2];
+const HEADED: *const Cache = &raw const SENTINELS[2];
+const WATCHED: *const Cache = &raw const SENTINELS[3];
 
 /// The pointer as the language has it. Without a destructor, so that it is there before the first and after the last
 /// destructor of the thread. In a shared library every access would call the C library, which may allocate for it.
@@ -196,6 +198,7 @@ pub(crate) fn behind() -> *const Cache {
 /// What the thread's pointer says.
 pub(crate) enum Standing {
     Fresh,
+    Headed,
     Gone,
     Working(&'static Cache),
 }
@@ -224,6 +227,8 @@ fn of_sentinel() -> Standing {
         Standing::Fresh
     } else if ptr::eq(cache, GONE) {
         Standing::Gone
+    } else if ptr::eq(cache, HEADED) {
+        Standing::Headed
     } else {
         // SAFETY: as above; nobody is watched twice.
         Standing::Working(unsafe { &*cache })
@@ -234,6 +239,7 @@ fn of_sentinel() -> Standing {
 pub(crate) fn set(standing: &Standing) {
     let cache = match *standing {
         Standing::Fresh => FRESH,
+        Standing::Headed => HEADED,
         Standing::Gone => GONE,
         Standing::Working(cache) => ptr::from_ref(cache),
     };

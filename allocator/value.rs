@@ -49,6 +49,8 @@ pub(crate) enum Kind {
     Limit {},
     /// A format of the statistics, or a boolean word.
     Stats {},
+    /// `auto`, or a boolean word.
+    Headers {},
     /// A path, or `none`.
     Path {},
     /// A boolean word.
@@ -66,6 +68,7 @@ pub(crate) enum Value {
     Numa(Policy),
     Limit(Limit),
     Stats(StatsFormat),
+    Headers(Headers),
     Path(FixedPath),
     Flag(bool),
 }
@@ -87,6 +90,15 @@ pub enum HugePages {
     On,
     /// Never.
     Off,
+}
+
+/// Whether blocks have headers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Headers {
+    /// In builds with debug assertions.
+    Auto,
+    Off,
+    On,
 }
 
 /// A bound on the memory that the heap holds.
@@ -204,6 +216,7 @@ pub(crate) const fn fits(kind: Kind, value: Value) -> bool {
         (Kind::Classes {}, Value::Classes(_))
         | (Kind::HugePages {}, Value::HugePages(_))
         | (Kind::Stats {}, Value::Stats(_))
+        | (Kind::Headers {}, Value::Headers(_))
         | (Kind::Flag {}, Value::Flag(_)) => true,
         _ => false,
     }
@@ -236,6 +249,9 @@ pub(crate) const fn parse_plain(kind: Kind, text: &[u8]) -> Option<Value> {
         Kind::Numa {} => Value::Numa(some!(Policy::parse(text))),
         Kind::Limit {} => Value::Limit(some!(limit(text))),
         Kind::Stats {} => Value::Stats(some!(stats(text))),
+        Kind::Headers {} if same(text, b"auto") => Value::Headers(Headers::Auto),
+        Kind::Headers {} if some!(flag(text)) => Value::Headers(Headers::On),
+        Kind::Headers {} => Value::Headers(Headers::Off),
         Kind::Flag {} => Value::Flag(some!(flag(text))),
         Kind::Path {} => return None,
     };
@@ -368,11 +384,16 @@ impl fmt::Display for Value {
             Self::Size(bytes) | Self::Limit(Limit::Bytes(bytes)) => write_size(out, *bytes),
             Self::Count(count) => write!(out, "{count}"),
             Self::Time(time) => write_time(out, time.0),
-            Self::HugePages(HugePages::Auto) => out.write_str("auto"),
-            Self::HugePages(HugePages::On) | Self::Flag(true) => out.write_str("on"),
-            Self::HugePages(HugePages::Off) | Self::Flag(false) | Self::Stats(StatsFormat::Off) => {
-                out.write_str("off")
+            Self::HugePages(HugePages::Auto) | Self::Headers(Headers::Auto) => {
+                out.write_str("auto")
             }
+            Self::HugePages(HugePages::On) | Self::Headers(Headers::On) | Self::Flag(true) => {
+                out.write_str("on")
+            }
+            Self::HugePages(HugePages::Off)
+            | Self::Headers(Headers::Off)
+            | Self::Flag(false)
+            | Self::Stats(StatsFormat::Off) => out.write_str("off"),
             Self::Numa(policy) => policy.fmt(out),
             Self::Limit(Limit::None) | Self::Path(FixedPath(None)) => out.write_str("none"),
             Self::Limit(Limit::Percent(share)) => write!(out, "{share}%"),

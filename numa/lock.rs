@@ -67,9 +67,7 @@ impl<T> Lock<T> {
 
     #[inline]
     fn release(&self) {
-        if self.state.swap(FREE, Ordering::Release) == AWAITED {
-            self.state.wake_one();
-        }
+        release(&self.state);
     }
 
     /// Enters and stays inside without a guard: for `fork`, whose handlers enter in one function and leave in another.
@@ -97,10 +95,18 @@ fn grab(state: &Futex) -> bool {
     state.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_ok()
 }
 
+/// Leaves a lock. One copy for all of them, of which the compiler knows that it doesn't unwind.
+#[inline(never)]
+extern "C" fn release(state: &Futex) {
+    if state.swap(FREE, Ordering::Release) == AWAITED {
+        state.wake_one();
+    }
+}
+
 /// Enters a lock that is held. The same code for whatever the lock protects.
 #[cold]
 #[inline(never)]
-fn wait(state: &Futex) {
+extern "C" fn wait(state: &Futex) {
     for _ in 0..SPINS {
         if state.load(Ordering::Relaxed) == FREE && grab(state) {
             return;

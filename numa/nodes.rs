@@ -65,6 +65,7 @@ impl NodeSet {
     }
 
     /// How many nodes.
+    #[inline(never)]
     pub const fn len(self) -> usize {
         self.0.count_ones() as usize
     }

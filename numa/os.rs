@@ -356,7 +356,7 @@ fn nodes_of_pages_on_linux(at: &[*const u8], nodes: &mut [i32]) -> Result<(), Er
 
 /// Sleeps while `*word` is `expected`; may return early.
 #[cfg(all(target_os = "linux", not(loom)))]
-pub(crate) fn futex_wait(word: &AtomicU32, expected: u32) {
+pub(crate) extern "C" fn futex_wait(word: &AtomicU32, expected: u32) {
     let op = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
     let forever = core::ptr::null::<libc::timespec>();
     // SAFETY: the word outlives the call; the kernel only reads it. Early returns are the caller's loop's business.
@@ -368,7 +368,7 @@ pub(crate) fn futex_wait(word: &AtomicU32, expected: u32) {
 
 /// Wakes one thread that sleeps on `word`.
 #[cfg(all(target_os = "linux", not(loom)))]
-pub(crate) fn futex_wake_one(word: &AtomicU32) {
+pub(crate) extern "C" fn futex_wake_one(word: &AtomicU32) {
     let op = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
     // SAFETY: only the address counts; the kernel doesn't touch the word.
     let _ = keeping_errno(

@@ -94,6 +94,15 @@ const ADDRESSES: usize = 1 << 47;
 /// Up to this alignment it is worth looking for a hole among the neighbours.
 const NEAR: usize = 4 << 20;
 
+/// The next multiple of `align`, a power of two; `None` where that overflows.
+pub const fn round_up(n: usize, align: usize) -> Option<usize> {
+    let low = align.wrapping_sub(1);
+    match n.checked_add(low) {
+        Some(sum) => Some(sum & !low),
+        None => None,
+    }
+}
+
 impl<O: Os> PageSource<O> {
     crate::const_unless_loom! {
         /// A source without limits.
@@ -138,8 +147,9 @@ impl<O: Os> PageSource<O> {
     }
 
     /// `len` in whole OS pages; `None` where that overflows.
+    #[inline(never)]
     pub fn in_pages(&self, len: usize) -> Option<usize> {
-        len.checked_next_multiple_of(self.page_size())
+        round_up(len, self.page_size())
     }
 
     /// Sets both limits, in bytes; [`NO_LIMIT`] for none.
@@ -178,7 +188,7 @@ impl<O: Os> PageSource<O> {
             0 => self.os.hint(),
             next => next,
         };
-        let hint = start.checked_next_multiple_of(align).unwrap_or(0);
+        let hint = round_up(start, align).unwrap_or(0);
         let at = self.os.map(hint, len)?;
         if (at.as_ptr() as usize).is_multiple_of(align) {
             self.next.store(at.as_ptr() as usize + len, Ordering::Relaxed);

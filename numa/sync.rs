@@ -50,7 +50,7 @@ impl Futex {
     }
 
     /// Wakes one thread that sleeps here.
-    pub(crate) fn wake_one(&self) {
+    pub(crate) extern "C" fn wake_one(&self) {
         crate::os::futex_wake_one(&self.0);
     }
 }

@@ -198,6 +198,8 @@ fn verbose_lists_every_option() {
                   nearheap: numa = local (default)\n\
                   nearheap: limit_soft = none (default)\n\
                   nearheap: limit_hard = none (default)\n\
+                  nearheap: headers = auto (default)\n\
+                  nearheap: headers_quarantine = 1M (default)\n\
                   nearheap: stats = off (default)\n\
                   nearheap: stats_file = /tmp/a b\\xff (environment)\n\
                   nearheap: verbose = on (environment)\n\

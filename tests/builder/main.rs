@@ -31,12 +31,14 @@ const EVERYTHING: Config = Config::new()
     .numa(Policy::Interleave(NodeSet::of(&[0, 1, 2, 5])))
     .limit_soft(Limit::Percent(80))
     .limit_hard(Limit::Bytes(1 << 30))
+    .headers(false)
+    .headers_quarantine(4 << 10)
     .stats(StatsFormat::Json)
     .stats_file("/dev/null")
     .verbose(true)
     .quiet(false);
 
-const LISTED: [&str; 13] = [
+const LISTED: [&str; 15] = [
     "classes = 16,32,64,128",
     "cache_bytes = 64K",
     "slot_blocks = 32",
@@ -46,6 +48,8 @@ const LISTED: [&str; 13] = [
     "numa = interleave:0-2,5",
     "limit_soft = 80%",
     "limit_hard = 1G",
+    "headers = off",
+    "headers_quarantine = 4K",
     "stats = json",
     "stats_file = /dev/null",
     "verbose = on",
@@ -102,9 +106,9 @@ fn scenario() {
     common::play(&[("counts_70_bytes", counts_70_bytes)]);
 }
 
-/// Prints the class that blocks of 70 bytes are counted in.
+/// Prints the class that blocks of 70 bytes are counted in, their headers included.
 fn counts_70_bytes() {
-    let layout = Layout::from_size_align(70, 8).unwrap();
+    let layout = Layout::from_size_align(70 - common::overhead(), 8).unwrap();
     for _ in 0..1000 {
         // SAFETY: the layout has a size.
         assert!(!black_box(unsafe { alloc(layout) }).is_null());

@@ -194,6 +194,12 @@ impl fmt::Display for Ended {
     }
 }
 
+/// Bytes that each block has beside those that were asked for: those of a header and a seal, in headers mode.
+pub(crate) fn overhead() -> usize {
+    let byte = std::alloc::Layout::new::<u8>();
+    if nearheap::NearHeap::usable_size(byte) == 1 { 32 } else { 0 }
+}
+
 /// The text with the digits of every `0x` number as three dots.
 pub(crate) fn without_addresses(text: &str) -> String {
     let mut parts = text.split("0x");

@@ -1,7 +1,8 @@
-//! Does misuse that reaches the granule heap end in SIGABRT and one line that names it?
-//! Method: each misuse in a process of its own, which pushes what was freed through the caches with `nearheap::purge`;
-//! blocks over 32 KiB are in no cache, so there the line comes from the free itself. What is compared is the signal and
-//! all of stderr.
+//! Does misuse that reaches the granule heap end in SIGABRT and one line that names it? In headers mode, all of it, and at
+//! the free itself?
+//! Method: each misuse in a process of its own, which without headers pushes what was freed through the caches with
+//! `nearheap::purge`; blocks over 32 KiB are in no cache, so there the line comes from the free itself. What is compared is
+//! the signal and all of stderr.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,8 +14,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod headed;
 
-use common::child;
+use common::{Run, child};
 use rstest::rstest;
 use std::alloc::{Layout, alloc, dealloc, realloc};
 use std::hint::black_box;
@@ -33,7 +35,7 @@ const GIANT: usize = 64 << 20;
 
 #[test]
 fn scenario() {
-    common::play(&[
+    let plain: &[(&str, fn())] = &[
         ("nothing_wrong", nothing_wrong),
         ("small_twice", || free_twice(SMALL)),
         ("cached_twice", || free_twice(20 << 10)),
@@ -67,7 +69,13 @@ fn scenario() {
         ("resize_huge_inside", || resize_at(HUGE, 4096, HUGE * 2)),
         ("two_threads_at_once", two_threads_at_once),
         ("second_amid_the_line", second_amid_the_line),
-    ]);
+    ];
+    common::play(&[plain, headed::SCENARIOS].concat());
+}
+
+/// A scenario without headers, whatever the build has.
+fn plain(scenario: &str) -> Run {
+    child(scenario).env("NEARHEAP_HEADERS", "0")
 }
 
 fn layout(size: usize) -> Layout {
@@ -223,7 +231,7 @@ fn second_amid_the_line() {
 
 #[test]
 fn what_is_right_is_not_a_fault() {
-    child("nothing_wrong").run().succeeds_with("");
+    plain("nothing_wrong").run().succeeds_with("");
 }
 
 const DOUBLE: &str = "double free";
@@ -265,26 +273,26 @@ const WRONG: &str = "wrong layout: the block has another size";
 #[case::wrong_layout("huge_as_small", FOREIGN, SMALL)]
 fn misuse_is_named(#[case] scenario: &str, #[case] words: &str, #[case] class: usize) {
     let line = format!("nearheap: fatal: {words}: ptr=0x... class={class} node=0\n");
-    child(scenario).run().aborts_with(&line);
+    plain(scenario).run().aborts_with(&line);
 }
 
 #[test]
 fn a_second_fault_leaves_the_line_of_the_first_whole() {
     for _ in 0..30 {
         let line = format!("nearheap: fatal: {INSIDE}: ptr=0x... class={SPAN} node=0\n");
-        child("two_threads_at_once").run().aborts_with(&line);
+        plain("two_threads_at_once").run().aborts_with(&line);
     }
 }
 
 #[test]
 fn a_second_fault_waits_for_the_line_of_the_first() {
     let line = format!("nearheap: fatal: {INSIDE}: ptr=0x... class={SPAN} node=0\n");
-    child("second_amid_the_line").run().aborts_with(&line);
+    plain("second_amid_the_line").run().aborts_with(&line);
 }
 
 #[test]
 fn a_closed_stderr_changes_nothing_but_the_line() {
-    let mut run = child("small_twice");
+    let mut run = plain("small_twice");
     let close = || {
         // SAFETY: closing a descriptor of the child's own.
         unsafe { libc::close(2) };

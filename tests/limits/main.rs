@@ -287,13 +287,14 @@ fn exhausts() {
     while nulls < 100 {
         nulls = if blocks.add() { 0 } else { nulls + 1 };
     }
-    let (full, resident, seen) = (blocks.count, rss_bytes() - rss, stats().system);
+    let (full, resident, all) = (blocks.count, rss_bytes() - rss, stats());
+    let seen = all.system;
     blocks.free(full / 2);
     assert!(seen.hard_limit_refusals > 0 && seen.refused_maps == 0, "{seen:?}");
     assert!(seen.peak_committed_bytes <= LIMIT as u64, "{} bytes", seen.peak_committed_bytes);
     assert!(resident <= LIMIT, "{resident} bytes are resident");
     // A twentieth for metadata, and for the rest that holds no block.
-    let bytes = full * NearHeap::usable_size(blocks.layout);
+    let bytes = all.totals.in_use_bytes as usize;
     assert!(bytes > (LIMIT - other) / 20 * 19 - 4 * MIB, "null after {bytes} bytes");
     // Blocks of a page and a quarter do not always meet in the same pages again.
     while blocks.count < full - full / 100 {

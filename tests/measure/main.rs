@@ -88,6 +88,13 @@ fn operate(rng: &mut Rng, blocks: &mut Vec<(*mut u8, Layout)>) -> u64 {
 
 #[test]
 fn it_agrees_with_the_heaps_own_counters() {
+    if common::overhead() > 0 {
+        // Headers count there.
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        again.args(["it_agrees_with_the_heaps_own_counters", "--exact"]);
+        assert!(again.env("NEARHEAP_HEADERS", "0").status().unwrap().success());
+        return;
+    }
     let mut rng = Rng::new(common::seed());
     let mut blocks = Vec::with_capacity(1000);
     for _ in 0..5 {

@@ -5,7 +5,7 @@
 //! operation under test. After each operation: no two blocks overlap, the block is aligned, it holds what it should.
 
 use crate::common::contents::{check, fill, is_zero, prepare};
-use crate::common::{Rng, child, seed};
+use crate::common::{Rng, child, overhead, seed};
 use rstest::rstest;
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, realloc};
 use std::hint::black_box;
@@ -43,6 +43,15 @@ fn row_of(layout: Layout) -> Row {
     }
 }
 
+/// The block underneath, in headers mode: with a header before it, or as many bytes as its alignment, and a seal behind.
+fn whole(layout: Layout, headed: bool) -> Layout {
+    if !headed {
+        return layout;
+    }
+    let align = layout.align().max(16);
+    Layout::from_size_align(align + layout.size() + 16, align).unwrap()
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Block {
     at: *mut u8,
@@ -59,6 +68,7 @@ struct Count {
 
 struct Oracle {
     rng: Rng,
+    headed: bool,
     /// By address.
     live: Vec<Block>,
     bytes: usize,
@@ -72,6 +82,7 @@ impl Oracle {
     fn new(seed: u64) -> Self {
         Self {
             rng: Rng::new(seed),
+            headed: overhead() > 0,
             live: Vec::with_capacity(LIVE_MAX),
             bytes: 0,
             next_id: 0,
@@ -102,7 +113,7 @@ impl Oracle {
     }
 
     fn count(&mut self, layout: Layout, alloc: bool) {
-        let count = match row_of(layout) {
+        let count = match row_of(whole(layout, self.headed)) {
             Row::Huge(len) => {
                 let (allocated, freed) = &mut self.huge_bytes;
                 *(if alloc { allocated } else { freed }) += len as u64;
@@ -188,8 +199,9 @@ impl Oracle {
         let new = Layout::from_size_align(size, layout.align()).unwrap();
         // A block that stays one of its class is neither freed nor allocated; blocks of size 0 are a class of their own
         // that shares its row with the next.
-        let leaves_zero = layout.size() == 0 && layout.align() <= 16;
-        if row_of(layout) != row_of(new) || leaves_zero {
+        let leaves_zero = !self.headed && layout.size() == 0 && layout.align() <= 16;
+        let row = |layout| row_of(whole(layout, self.headed));
+        if row(layout) != row(new) || leaves_zero {
             self.count(layout, false);
             self.count(new, true);
         }
@@ -264,10 +276,14 @@ pub(crate) fn play() {
 #[case(Some(2))]
 #[case(Some(3))]
 #[case(None)]
-fn random_operations_agree_with_the_oracle(#[case] fixed: Option<u64>) {
+fn random_operations_agree_with_the_oracle(
+    #[case] fixed: Option<u64>,
+    #[values("0", "1")] headers: &str,
+) {
     let seed = fixed.unwrap_or_else(seed);
     child("random")
         .env("TEST_SEED", &seed.to_string())
+        .env("NEARHEAP_HEADERS", headers)
         .within(Duration::from_secs(120))
         .run()
         .succeeds_with(&format!("TEST_SEED={seed}\n"));

@@ -92,10 +92,12 @@ fn n_allocations_more_are_exactly_n_more_in_the_dump(
     #[values(1, 4)] threads: usize,
     #[values(false, true)] leave: bool,
     #[values("exit", "return", "stderr closed", "stderr never open")] end: &str,
+    #[values("0", "1")] headers: &str,
 ) {
     // As many digits in both, so that their environments take the same room.
     let [few, many] = ["1200", "5680"].map(|count| {
         let run = child("allocates")
+            .env("NEARHEAP_HEADERS", headers)
             .env("TEST_COUNT", count)
             .env("TEST_THREADS", &threads.to_string())
             .env("TEST_LEAVE", &u8::from(leave).to_string())

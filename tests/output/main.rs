@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[global_allocator]
 static GLOBAL: nearheap::NearHeap = nearheap::NearHeap::new();
 
-/// The size of the blocks that are counted, which nothing else in these processes has.
+/// The size of the blocks that are counted, with their headers if they have them, which nothing else in these processes has.
 const SIZE: usize = 752;
 
 #[test]
@@ -48,7 +48,7 @@ fn given(name: &str) -> usize {
 
 /// Makes `count` blocks of the size that is counted, and leaves them or frees them.
 fn make_blocks(count: usize, leave: bool) {
-    let layout = Layout::from_size_align(SIZE, 8).unwrap();
+    let layout = Layout::from_size_align(SIZE - common::overhead(), 8).unwrap();
     for _ in 0..count {
         // SAFETY: the size isn't zero; the block is freed once, with its layout.
         unsafe {

@@ -153,15 +153,16 @@ fn use_the_heap() {
     let _ = (nearheap::stats(), nearheap::pressure());
 }
 
-/// 0: the thread waits; 1: it may work; 2: it has ended its work.
+/// 0: the thread starts, which takes calls of its own; 1: it waits; 2: it may work; 3: it has ended its work.
 static TURN: AtomicU32 = AtomicU32::new(0);
 
 extern "C" fn thread(_: *mut c_void) -> *mut c_void {
-    while TURN.load(SeqCst) == 0 {
+    TURN.store(1, SeqCst);
+    while TURN.load(SeqCst) == 1 {
         std::hint::spin_loop();
     }
     use_the_heap();
-    TURN.store(2, SeqCst);
+    TURN.store(3, SeqCst);
     ptr::null_mut()
 }
 
@@ -181,10 +182,13 @@ static FIRST: extern "C" fn() = {
                 libc::_exit(4);
             }
         }
+        while TURN.load(SeqCst) == 0 {
+            std::hint::spin_loop();
+        }
         Filter::of_table().enforce();
         use_the_heap();
-        TURN.store(1, SeqCst);
-        while TURN.load(SeqCst) != 2 {
+        TURN.store(2, SeqCst);
+        while TURN.load(SeqCst) != 3 {
             use_the_heap();
         }
         match what {
