@@ -447,18 +447,21 @@ fn look_at_memory(os: &impl Os, node: u8, look: &mut dyn FnMut(&[u8])) {
 /// The number in a line such as `Node 0 MemTotal:       2031356 kB`, in bytes.
 #[inline(never)]
 fn field(text: &[u8], name: &[u8]) -> Option<u64> {
-    let mut lines = text.split(|&byte| byte == b'\n');
-    let mut words = lines.find_map(|line| {
-        let mut words = line.split(|&byte| byte == b' ').filter(|word| !word.is_empty());
-        words.any(|word| word == name).then_some(words)
-    })?;
-    let (number, unit) = (words.next()?, words.next()?);
-    let mut kib = 0_u64;
-    for digit in number {
-        let digit = digit.checked_sub(b'0').filter(|&digit| digit < 10)?;
-        kib = kib.checked_mul(10)?.checked_add(u64::from(digit))?;
+    let mut rest = text;
+    let named = |rest: &[u8]| rest.strip_prefix(b" ").is_some_and(|rest| rest.starts_with(name));
+    while !named(rest) {
+        rest = rest.get(1..)?;
     }
-    if unit == b"kB" { kib.checked_mul(1024) } else { None }
+    let mut rest = rest.get(1 + name.len()..)?.strip_prefix(b" ")?;
+    while let [b' ', after @ ..] = rest {
+        rest = after;
+    }
+    let mut kib = 0_u64;
+    while let [digit @ b'0'..=b'9', after @ ..] = rest {
+        kib = kib.checked_mul(10)?.checked_add(u64::from(digit - b'0'))?;
+        rest = after;
+    }
+    if rest.starts_with(b" kB") { kib.checked_mul(1024) } else { None }
 }
 
 #[cfg(test)]
