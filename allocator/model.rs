@@ -74,9 +74,20 @@ fn check(
     here: fn(Thread<'_>),
     there: fn(Thread<'_>),
 ) {
+    check_in(SHARDS, switches, before, here, there);
+}
+
+/// The same, with so many shards at first.
+fn check_in(
+    shards: usize,
+    switches: usize,
+    before: fn(Thread<'_>, Thread<'_>),
+    here: fn(Thread<'_>),
+    there: fn(Thread<'_>),
+) {
     let memory = Memory::new();
     let run = move || {
-        let world = Arc::new(World::new(memory));
+        let world = Arc::new(World::new(memory, shards));
         before(world.thread(0), world.thread(1));
         let other = Arc::clone(&world);
         let thread = spawn(move || there(other.thread(1)));
@@ -89,10 +100,10 @@ fn check(
 
 impl World {
     /// Caches of one block a slot, so that every second operation leaves them.
-    fn new(memory: Memory) -> Self {
+    fn new(memory: Memory, shards: usize) -> Self {
         let heap = Heap::new(Kernel::new(memory));
         heap.knobs.set(&Values { slot_blocks: 1, ..Values::DEFAULT });
-        heap.granules.spread(SHARDS);
+        heap.granules.spread(shards);
         let caches = [(); 2].map(|()| ptr::from_ref(heap.enroll().unwrap()));
         let owned = [(); 2].map(|()| Mutex::new(Vec::new()));
         let (out, slots) = (Mutex::new(BTreeMap::new()), Mutex::new(BTreeSet::new()));
@@ -135,6 +146,10 @@ impl World {
         // SAFETY: no cache is given.
         unsafe { self.heap.purge_all(None) };
         assert_eq!(self.heap.live(), 0);
+        for place in self.heap.granules.places() {
+            let left = place.shard.lock().find_segment(|_| Some(()));
+            assert_eq!(left, None, "a segment that is all free, and not seen as that");
+        }
         // What is left is metadata, but for that of segments, which are all unmapped.
         let source = &self.heap.granules.source;
         let purged = self.heap.granules.meta.bytes() - source.committed();

@@ -1,11 +1,14 @@
 //! Models of the whole heap: two threads at once in every layer.
 
-use super::{Thread, check};
+use super::{Thread, check, check_in};
+use crate::part::SHARDS;
 use core::alloc::Layout;
 
 const SMALL: Layout = Layout::new::<[u64; 6]>();
 /// More than a page.
 const MEDIUM: Layout = Layout::new::<[u64; 1024]>();
+/// A run of pages that no cache keeps; two of them share a chunk.
+const SPAN: Layout = Layout::new::<[u64; 5 << 10]>();
 const HUGE: Layout = Layout::new::<[u64; 256 << 10]>();
 
 fn nothing(_: Thread<'_>, _: Thread<'_>) {}
@@ -121,6 +124,60 @@ fn pages_are_purged_while_their_neighbours_are_taken() {
         |t| {
             // SAFETY: the cache is this thread's.
             unsafe { t.world.heap.purge_all(Some(t.cache)) };
+        },
+    );
+}
+
+#[test]
+fn a_chunk_empties_while_another_thread_gives_to_it() {
+    check(
+        2,
+        |a, b| {
+            b.cache.home.set(0);
+            a.alloc_for(a, SPAN);
+            a.alloc_for(b, SPAN);
+        },
+        |t| t.free_owned(),
+        |t| {
+            t.free_owned();
+            // SAFETY: the cache is this thread's.
+            unsafe { t.world.heap.purge_all(Some(t.cache)) };
+        },
+    );
+}
+
+#[test]
+fn a_segment_is_published_while_another_is_looked_up() {
+    check(
+        2,
+        |a, b| a.alloc_for(b, SPAN),
+        |t| {
+            // Its first, in a shard of its own.
+            t.cache.home.set(1);
+            let block = t.alloc(SPAN).unwrap();
+            t.free(block);
+        },
+        |t| {
+            t.free_owned();
+            t.alloc(SPAN).unwrap();
+        },
+    );
+}
+
+#[test]
+fn shards_multiply_while_blocks_come_and_go() {
+    check_in(
+        1,
+        1,
+        nothing,
+        |t| {
+            t.world.heap.granules.spread(SHARDS);
+            t.cache.home.set(1);
+            t.alloc(SPAN).unwrap();
+        },
+        |t| {
+            let block = t.alloc(SPAN).unwrap();
+            t.free(block);
         },
     );
 }

@@ -100,7 +100,7 @@ pub(crate) fn forks() {
 
 static INTERRUPTIONS: AtomicU64 = AtomicU64::new(0);
 
-/// A thousand times a second every thread is interrupted, wherever it is, and what it waited for in the kernel with it. The
+/// Every millisecond or so each thread is interrupted, wherever it is, and what it waited for in the kernel with it. The
 /// handler doesn't use the heap.
 pub(crate) fn interrupted() {
     extern "C" fn handler(_: libc::c_int) {

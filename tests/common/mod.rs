@@ -119,12 +119,13 @@ impl Run {
         let (out, err) = (gather(child.stdout.take()), gather(child.stderr.take()));
         let status = self.wait(&mut child, began);
         let took = began.elapsed();
-        let end = Ended {
-            status: status.unwrap_or_default(),
-            stdout: out.join().unwrap(),
-            stderr: err.join().unwrap(),
-            took,
-        };
+        let mut stderr = err.join().unwrap();
+        // What an emulator says itself of a program that aborts.
+        if let Some((programs_own, _)) = stderr.split_once("qemu: uncaught target signal") {
+            stderr = programs_own.to_owned();
+        }
+        let stdout = out.join().unwrap();
+        let end = Ended { status: status.unwrap_or_default(), stdout, stderr, took };
         assert!(status.is_some(), "still running after {:?}, killed: {end}", self.timeout);
         end
     }

@@ -28,6 +28,12 @@ fn rounded(size: usize, steps: usize) -> usize {
     size.next_multiple_of(((1 << (size - 1).ilog2()) / steps).max(1))
 }
 
+/// Bytes of an OS page, of which huge blocks are whole ones.
+fn page() -> usize {
+    // SAFETY: reads a constant of the process.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
+}
+
 fn row_of(layout: Layout) -> Row {
     let (size, align) = (layout.size().max(1), layout.align());
     let padded = size.next_multiple_of(align);
@@ -39,7 +45,7 @@ fn row_of(layout: Layout) -> Row {
             Row::Class(class, 1 << class.trailing_zeros())
         }
         _ if align > 16 && align <= 4096 && padded <= 1 << 20 => Row::Class(rounded(padded, 8), 16),
-        _ => Row::Huge(size.next_multiple_of(4096)),
+        _ => Row::Huge(size.next_multiple_of(page())),
     }
 }
 
