@@ -287,6 +287,26 @@ fn a_refused_placement_is_counted_and_nothing_else() {
     program.finish();
 }
 
+/// A node without CPUs goes with its memory, files and all: what is free there can't be asked, and placements are refused.
+#[rstest]
+fn memory_lies_elsewhere_when_its_node_is_gone(
+    #[values(Policy::Preferred(2), Policy::Pinned(NodeSet::of(&[2])))] policy: Policy,
+) {
+    let mut program = settle(machine([GIB, GIB]), policy);
+    assert!(program.alloc(0, SMALL));
+    assert_eq!((program.last(), program.row(2).refused_binds), (2, 0));
+    program.os().allow(Ok(NodeSet::of(&[0])));
+    program.os().set_file("node2/meminfo", None);
+    program.os().set_file("online", Some("0,5\n"));
+    program.heap.granules.look_again();
+    for layout in [SMALL, SPAN, HUGE, HUGE] {
+        assert!(program.alloc(0, layout), "{layout:?}");
+    }
+    let row = program.row(2);
+    assert_eq!((row.refused_binds, row.spills), (2, 0), "two mappings");
+    program.finish();
+}
+
 #[rstest]
 #[case::refused(Err(Errno(libc::EPERM)), true)]
 #[case::unknown(Err(Errno(libc::ENOSYS)), true)]
