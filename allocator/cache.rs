@@ -37,6 +37,9 @@ const SLOT_BYTES: usize = 16 << 10;
 /// The capacity that a slot begins with.
 const FIRST_CAP: usize = 8;
 
+/// What a slot may hold of a thread's budget when that is used up.
+const SHARES: usize = 16;
+
 const N: u64 = 0xff;
 const ROOM_SHIFT: u32 = 8;
 const ALLOCS_SHIFT: u32 = 16;
@@ -323,16 +326,18 @@ impl Cache {
         (Counts { allocs, frees, cached: n as u64 }, whole)
     }
 
-    /// The capacity for a slot after it ran dry or full: twice as much, within its limit and the thread's budget.
+    /// The capacity for a slot after it ran dry or full: twice as much, within its limit and the thread's budget. Once the
+    /// budget is used up, a slot has its share all the same, and one with more loses half of it: so those that are used become
+    /// alike, whichever came first. The older half of a full slot and a block more always fit.
     pub(crate) fn grown_cap(&self, slot: Slot, size: usize, limit: usize, budget: usize) -> usize {
         let State { n, room, .. } = self.state(slot);
         let cap = n + room;
-        let want = (cap * 2).max(FIRST_CAP).min(limit);
-        let more = want.saturating_sub(cap) * size;
-        if cap > 0 && self.held.get() + more > budget {
-            return cap;
+        let want = (cap * 2).max(FIRST_CAP).min(limit).max(cap);
+        if self.held.get() + (want - cap) * size <= budget {
+            return want;
         }
-        if self.held.get() + more > budget { 1 } else { want.max(cap) }
+        let share = (budget / SHARES / size).clamp(1, want);
+        if cap > share { share.max(cap / 2 + 1) } else { share }
     }
 
     /// Counts the capacity that a slot is about to be settled with, in place of the one it has.

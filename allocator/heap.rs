@@ -326,8 +326,9 @@ impl<O: Os> Heap<O> {
     fn cap(&self, cache: &Cache, slot: Slot) -> usize {
         let size = self.granules.classes.bytes(slot);
         let limit = cap_limit(slot, size, self.knobs.slot_blocks());
+        let sparse = self.sparse.load(Ordering::Relaxed);
         let share = CACHE_FLOOR + self.granules.source.committed() / CACHE_SHARE;
-        let budget = share.min(self.knobs.cache_bytes());
+        let budget = if sparse { CACHE_FLOOR / 4 } else { share }.min(self.knobs.cache_bytes());
         cache.grown_cap(slot, size, limit, budget)
     }
 
@@ -386,9 +387,11 @@ impl<O: Os> Heap<O> {
     fn store_in(&self, part: usize, slot: Slot, blocks: &[*mut u8]) -> Result<(), Fault> {
         let Granules { meta, source, classes, .. } = &self.granules;
         let depot = self.depots.get(part);
-        let sparse = self.sparse.load(Ordering::Relaxed);
-        let more = self.knobs.retain() + source.committed() / KEPT_SHARE;
-        let budget = if sparse { 0 } else { more };
+        if self.sparse.load(Ordering::Relaxed) {
+            // Each would hold a page of its own.
+            return self.granules.give(slot, blocks);
+        }
+        let budget = self.knobs.retain() + source.committed() / KEPT_SHARE;
         loop {
             match depot.push(slot, classes.bytes(slot), blocks, budget) {
                 Pushed::Kept => return Ok(()),
@@ -407,7 +410,7 @@ impl<O: Os> Heap<O> {
     }
 
     /// Bytes of the blocks in all magazines.
-    fn kept(&self) -> usize {
+    pub(crate) fn kept(&self) -> usize {
         self.depots.iter().fold(0, |sum, (_, depot)| sum + depot.kept())
     }
 
