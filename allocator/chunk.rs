@@ -5,28 +5,29 @@
 //! granule   0                63 64              127        4032           4095
 //! words    [ free     starts   | free     starts   |  ...  | free     starts  ]   1 = free; 1 = a block begins here
 //! most     [ u8                | u8                |  ...  | u8               ]   bound of the runs that begin there
+//! empty    [ bit               | bit               |  ...  | bit              ]   1 = all of the word is free
 //! ```
 //!
 //! Both bits of a granule are in one cache line, since whoever needs the one needs the other.
 //!
 //! C1: a granule is free exactly when its `free` bit is 1.
 //! C2: `most[w]` is at least as long as every maximal run of free granules that begins in word `w`, up to 255.
-//! C3: a start bit stands only on a granule that is taken; the first granule of every block has one, no other has.
+//! C3: a word is in `empty` exactly when all of its granules are free.
+//! C4: a start bit stands only on a granule that is taken; the first granule of every block has one, no other has.
 //!
 //! A failed search lowers `most`, a give raises it; taking from the front of a run moves its beginning, so the word
 //! where the rest begins inherits a bound.
 
 #![allow(clippy::indexing_slicing, reason = "every index is masked to the length of its array")]
 
+use crate::class::{GRANULE, GRANULE_SHIFT};
 use crate::scan::at_least_u8;
 
 /// Granules of a chunk.
 pub(crate) const CHUNK_GRANULES: usize = 4096;
 const WORDS: usize = CHUNK_GRANULES / 64;
-/// How far a give looks to each side for the run it joins: from here on the bound is 255 anyway.
-const JOIN_WORDS: usize = 4;
 
-/// A run of free granules: where it begins in the chunk, and how long it is at least.
+/// A run of free granules: where it begins in the chunk, and how long it is from there on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
     pub(crate) at: usize,
@@ -42,16 +43,17 @@ struct Word {
 }
 
 /// The bits of 64 KiB.
-#[repr(C, align(64))]
+#[repr(C)]
 #[derive(Debug)]
 pub(crate) struct Chunk {
     words: [Word; WORDS],
     most: [u8; WORDS],
+    empty: u64,
 }
 
-/// Positions in `bits` at which at least `k` ones follow each other.
+/// Positions in `bits` at which at least `k` ones (up to 64) follow each other.
 #[inline]
-const fn runs_of(mut bits: u128, k: usize) -> u128 {
+const fn runs_of(mut bits: u64, k: usize) -> u64 {
     let mut have = 1;
     while have < k {
         let step = if have < k - have { have } else { k - have };
@@ -61,17 +63,17 @@ const fn runs_of(mut bits: u128, k: usize) -> u128 {
     bits
 }
 
-/// The longest run of ones that has a part in the first 64 bits, from there on, to the end of the 128.
+/// The longest run of ones.
 #[inline]
-const fn longest_of(bits: u128) -> usize {
-    if bits as u64 == 0 {
-        return 0;
+const fn longest_of(bits: u64) -> usize {
+    if bits == 0 || bits == u64::MAX {
+        return bits.count_ones() as usize;
     }
     // A one in `runs`: here and at the next `len - 1` places.
     let (mut runs, mut len) = (bits, 1);
-    while len < 128 {
+    loop {
         let longer = runs & (runs >> len);
-        if longer as u64 == 0 {
+        if longer == 0 {
             break;
         }
         runs = longer;
@@ -80,7 +82,7 @@ const fn longest_of(bits: u128) -> usize {
     let mut step = len / 2;
     while step > 0 {
         let longer = runs & (runs >> step);
-        if longer as u64 != 0 {
+        if longer != 0 {
             runs = longer;
             len += step;
         }
@@ -91,7 +93,7 @@ const fn longest_of(bits: u128) -> usize {
 
 /// Ones at every position of a word that is a multiple of `align` (a power of two up to 64).
 #[inline]
-const fn every(align: usize) -> u64 {
+pub(crate) const fn every(align: usize) -> u64 {
     match align {
         1 => u64::MAX,
         2 => u64::MAX / 0b11,
@@ -131,17 +133,16 @@ impl Chunk {
         self.words = [Word { free: u64::MAX, starts: 0 }; WORDS];
         self.most = [0; WORDS];
         self.most[0] = u8::MAX;
+        self.empty = u64::MAX;
     }
 
-    /// The first free run, by address, that holds `k` granules from a multiple of `align` granules on; and from there on
-    /// how long it is, as far as it had to look. Lowers the bounds of the words where it looked in vain.
+    /// The first free run, by address, that holds `k` granules from a multiple of `align` granules on. Lowers the bounds of the words where it looked in vain.
     pub(crate) fn find(&mut self, k: usize, align: usize) -> Option<Run> {
         let mut words = at_least_u8(&self.most, k.min(255) as u8);
         while words != 0 {
             let w = words.trailing_zeros() as usize;
             words &= words - 1;
-            let found =
-                if k <= 64 { self.find_short(w, k, align) } else { self.find_long(w, k, align) };
+            let found = self.find_in(w, k, align);
             if found.is_some() {
                 return found;
             }
@@ -149,41 +150,30 @@ impl Chunk {
         None
     }
 
+    /// The same among the runs that begin in word `w`, or go on from there in words that no run begins in.
     #[inline]
-    fn find_short(&mut self, w: usize, k: usize, align: usize) -> Option<Run> {
-        let next = if w + 1 < WORDS { self.words[(w + 1) % WORDS].free } else { 0 };
-        let pair = u128::from(self.words[w % WORDS].free) | u128::from(next) << 64;
-        let runs = runs_of(pair, k) as u64;
-        if runs == 0 {
-            self.lower(w, longest_of(pair));
-            return None;
+    fn find_in(&mut self, w: usize, k: usize, align: usize) -> Option<Run> {
+        let free = self.words[w % WORDS].free;
+        if k <= 64 && (align <= 64 || (w * 64).is_multiple_of(align)) {
+            let runs = runs_of(free, k) & every(align);
+            if runs != 0 {
+                let at = w * 64 + runs.trailing_zeros() as usize;
+                return Some(Run { at, len: self.run_at(at) });
+            }
         }
-        let aligned =
-            if align > 64 && !(w * 64).is_multiple_of(align) { 0 } else { runs & every(align) };
-        if aligned == 0 {
-            // The last run goes on in words that no run begins in and that the search therefore passes by.
-            return self.find_long(w, k, align);
+        // Only the run that reaches the end of the word can be longer than what is seen of it there.
+        let mut longest = longest_of(free);
+        let lead = free.leading_ones() as usize;
+        if lead > 0 {
+            let at = w * 64 + 64 - lead;
+            let len = self.run_at(at);
+            let first = (at + align - 1) & !(align - 1);
+            if first + k <= at + len {
+                return Some(Run { at: first, len: at + len - first });
+            }
+            longest = longest.max(len);
         }
-        let p = aligned.trailing_zeros();
-        Some(Run { at: w * 64 + p as usize, len: (pair >> p).trailing_ones() as usize })
-    }
-
-    /// Over 64 granules, or aligned beyond the word: only the run that reaches the end of the word can be long enough.
-    fn find_long(&mut self, w: usize, k: usize, align: usize) -> Option<Run> {
-        let lead = self.words[w % WORDS].free.leading_ones() as usize;
-        if lead == 0 {
-            self.lower(w, 63);
-            return None;
-        }
-        let at = w * 64 + 64 - lead;
-        let len = self.run_at(at);
-        let first = (at + align - 1) & !(align - 1);
-        if first + k <= at + len {
-            return Some(Run { at: first, len: at + len - first });
-        }
-        if len < k {
-            self.lower(w, len.max(63));
-        }
+        self.lower(w, longest);
         None
     }
 
@@ -203,22 +193,39 @@ impl Chunk {
     }
 
     /// How many granules from `at` on are free, to the end of the chunk.
+    #[inline]
     pub(crate) fn run_at(&self, at: usize) -> usize {
-        let (mut w, from) = (at / 64, at % 64);
-        let mut len = (self.words[w % WORDS].free >> from).trailing_ones() as usize;
-        if len < 64 - from {
-            return len;
+        let (w, from) = (at / 64, at % 64);
+        let len = (self.words[w % WORDS].free >> from).trailing_ones() as usize;
+        if len < 64 - from { len } else { len + self.run_from(w + 1) }
+    }
+
+    /// How many granules from the beginning of a word on are free.
+    #[inline(never)]
+    fn run_from(&self, w: usize) -> usize {
+        if w >= WORDS {
+            return 0;
         }
-        w += 1;
-        while w < WORDS {
-            let more = self.words[w % WORDS].free.trailing_ones() as usize;
-            len += more;
-            if more < 64 {
-                break;
-            }
-            w += 1;
+        let taken = !self.empty >> w;
+        if taken == 0 {
+            return (WORDS - w) * 64;
         }
-        len
+        let whole = taken.trailing_zeros() as usize;
+        whole * 64 + self.words[(w + whole) % WORDS].free.trailing_ones() as usize
+    }
+
+    /// How many granules right before the beginning of a word are free.
+    #[inline(never)]
+    fn run_to(&self, w: usize) -> usize {
+        if w == 0 {
+            return 0;
+        }
+        let taken = !self.empty << (WORDS - w);
+        if taken == 0 {
+            return w * 64;
+        }
+        let whole = taken.leading_zeros() as usize;
+        whole * 64 + self.words[(w - 1 - whole) % WORDS].free.leading_ones() as usize
     }
 
     /// Marks `[at, at + len)` taken.
@@ -226,6 +233,7 @@ impl Chunk {
         debug_assert!(self.is_free(at, len));
         for (w, mask) in words(at, len) {
             self.words[w].free &= !mask;
+            self.empty &= !(1 << w);
         }
         let end = at + len;
         if end < CHUNK_GRANULES && self.words[end / 64 % WORDS].free >> (end % 64) & 1 == 1 {
@@ -235,62 +243,120 @@ impl Chunk {
         }
     }
 
-    /// Marks `[at, at + len)` free. The length of the run that it is a part of now, and whether that is exact: it looks
-    /// only so far to each side.
-    pub(crate) fn give(&mut self, at: usize, len: usize) -> (usize, bool) {
-        debug_assert!(self.is_taken(at, len));
-        for (w, mask) in words(at, len) {
-            self.words[w].free |= mask;
-        }
+    /// Marks `[at, at + len)` free. The length of the run that it is a part of now.
+    pub(crate) fn give(&mut self, at: usize, len: usize) -> usize {
+        self.free(at, len);
         self.join(at, len)
     }
 
-    fn join(&mut self, at: usize, len: usize) -> (usize, bool) {
-        let (before, begins) = self.free_before(at);
-        let (after, ends) = self.free_after(at + len);
-        let run = before + len + after;
-        if begins {
-            self.raise((at - before) / 64, run);
+    #[inline(never)]
+    fn free(&mut self, at: usize, len: usize) {
+        debug_assert!(self.is_taken(at, len));
+        for (w, mask) in words(at, len) {
+            self.words[w].free |= mask;
+            self.empty |= u64::from(self.words[w].free == u64::MAX) << w;
         }
-        (run, begins && ends)
     }
 
-    /// Gives back the block of exactly `k` granules, at most 64, that begins at `at`, as [`give`](Self::give) would.
-    /// `None`, and nothing has changed, where there is none, or where it ends with the chunk or beyond, which only the
-    /// segment can judge.
+    /// The length of the free run around `[at, at + len)`, which becomes a bound where it begins.
     #[inline]
-    pub(crate) fn give_block(&mut self, at: usize, k: usize) -> Option<(usize, bool)> {
+    fn join(&mut self, at: usize, len: usize) -> usize {
+        let (w, from, end) = (at / 64 % WORDS, at % 64, at % 64 + len);
+        if end < 64 {
+            let taken = !self.words[w].free;
+            let (below, above) = (taken & ones(0, from), taken >> end);
+            if below != 0 && above != 0 {
+                // Something is taken on both sides in this word.
+                let run =
+                    end + above.trailing_zeros() as usize - (64 - below.leading_zeros() as usize);
+                self.raise(w, run);
+                return run;
+            }
+        }
+        self.join_far(at, len)
+    }
+
+    #[inline(never)]
+    fn join_far(&mut self, at: usize, len: usize) -> usize {
+        let (w, from) = (at / 64, at % 64);
+        // Of 64, those above `from` are no part of it.
+        let below = !self.words[w % WORDS].free & ones(0, from);
+        let mut before = below.leading_zeros() as usize - (64 - from);
+        if before == from {
+            before += self.run_to(w);
+        }
+        let after = if at + len < CHUNK_GRANULES { self.run_at(at + len) } else { 0 };
+        let run = before + len + after;
+        self.raise((at - before) / 64, run);
+        run
+    }
+
+    /// Gives back the block of exactly `k` granules, at most 64, at `at`: as [`give_blocks`](Self::give_blocks), for one.
+    #[inline]
+    pub(crate) fn give_block(&mut self, at: usize, k: usize) -> Option<usize> {
+        self.give_one(at, k).then(|| self.join(at, k))
+    }
+
+    /// Gives back the blocks of exactly `k` granules, at most 64, at addresses in this chunk, up to the first that is
+    /// elsewhere, is none, or ends with the chunk or beyond, which only the segment can judge. How many, and the longest run
+    /// that they are in now.
+    #[inline(never)]
+    pub(crate) fn give_blocks(&mut self, blocks: &[*mut u8], k: usize) -> (usize, usize) {
+        let granule = |block: *mut u8| block as usize >> GRANULE_SHIFT;
+        let first = blocks.first().map_or(0, |&block| granule(block));
+        // What is free now and not joined with its neighbours yet: mostly a program frees one block after the other.
+        let (mut at, mut end) = (first % CHUNK_GRANULES, first % CHUNK_GRANULES);
+        let (mut n, mut longest) = (0, 0);
+        for &block in blocks {
+            let g = granule(block) % CHUNK_GRANULES;
+            let here = (granule(block) ^ first) < CHUNK_GRANULES;
+            if !here || !(block as usize).is_multiple_of(GRANULE) || !self.give_one(g, k) {
+                break;
+            }
+            if g == end {
+                end += k;
+            } else if g + k == at {
+                at = g;
+            } else {
+                longest = longest.max(self.join(at, end - at));
+                (at, end) = (g, g + k);
+            }
+            n += 1;
+        }
+        if n > 0 {
+            longest = longest.max(self.join(at, end - at));
+        }
+        (n, longest)
+    }
+
+    /// Marks a block free; `false`, and nothing has changed, where there is none.
+    #[inline]
+    fn give_one(&mut self, at: usize, k: usize) -> bool {
         let (w, from) = (at / 64 % WORDS, at % 64);
         let end = from + k;
         if end >= 64 {
             return self.give_across(at, k);
         }
-        let word = &mut self.words[w];
-        let mask = ones(from, k);
+        let (word, mask) = (&mut self.words[w], ((1 << k) - 1) << from);
         let ends = (word.free | word.starts) >> end & 1 == 1;
         if word.free & mask != 0 || word.starts & mask != 1 << from || !ends {
-            return None;
+            return false;
         }
         word.free |= mask;
         word.starts &= !mask;
-        let (below, above) = (!word.free & !(u64::MAX << from), !word.free >> end);
-        if below == 0 || above == 0 {
-            return Some(self.join(at, k));
-        }
-        // Something is taken on both sides in this word.
-        let run = end + above.trailing_zeros() as usize - (64 - below.leading_zeros() as usize);
-        self.raise(w, run);
-        Some((run, true))
+        self.empty |= u64::from(word.free == u64::MAX) << w;
+        true
     }
 
     /// A block that reaches the end of its first word.
     #[inline(never)]
-    fn give_across(&mut self, at: usize, k: usize) -> Option<(usize, bool)> {
+    fn give_across(&mut self, at: usize, k: usize) -> bool {
         let here = self.is_short_block(at, k);
-        here.then(|| {
+        if here {
             self.clear_start(at);
-            self.give(at, k)
-        })
+            self.free(at, k);
+        }
+        here
     }
 
     /// Asks the CPU for what a give at `at` will need.
@@ -301,52 +367,20 @@ impl Chunk {
         crate::scan::prefetch(this.wrapping_byte_add(most));
     }
 
-    /// Free granules that end right before `at`, and whether the run begins there: it looks at a few words only, and a
-    /// run that goes on beyond them is so long that its bound is 255 already (C2).
-    fn free_before(&self, at: usize) -> (usize, bool) {
-        let (w, from) = (at / 64, at % 64);
-        let mut free = 0;
-        if from > 0 {
-            free = (self.words[w % WORDS].free << (64 - from)).leading_ones() as usize;
-            if free < from {
-                return (free, true);
-            }
-        }
-        for back in 1..=JOIN_WORDS {
-            let Some(w) = w.checked_sub(back) else { return (free, true) };
-            let more = self.words[w % WORDS].free.leading_ones() as usize;
-            free += more;
-            if more < 64 {
-                return (free, true);
-            }
-        }
-        (free, w == JOIN_WORDS)
-    }
-
-    fn free_after(&self, at: usize) -> (usize, bool) {
-        let (w, from) = (at / 64, at % 64);
-        let mut free = 0;
-        for ahead in 0..=JOIN_WORDS {
-            if w + ahead >= WORDS {
-                return (free, true);
-            }
-            let from = if ahead == 0 { from } else { 0 };
-            let more = (self.words[(w + ahead) % WORDS].free >> from).trailing_ones() as usize;
-            let more = more.min(64 - from);
-            free += more;
-            if more < 64 - from {
-                return (free, true);
-            }
-        }
-        (free, false)
-    }
-
     /// Whether all of `[at, at + len)` is free.
+    #[inline(never)]
     pub(crate) fn is_free(&self, at: usize, len: usize) -> bool {
         words(at, len).all(|(w, mask)| self.words[w].free & mask == mask)
     }
 
+    /// Words of which all granules are free, by bits.
+    #[inline]
+    pub(crate) fn empty(&self) -> u64 {
+        self.empty
+    }
+
     /// Whether all of `[at, at + len)` is taken.
+    #[inline(never)]
     pub(crate) fn is_taken(&self, at: usize, len: usize) -> bool {
         words(at, len).all(|(w, mask)| self.words[w].free & mask == 0)
     }
@@ -372,6 +406,7 @@ impl Chunk {
     }
 
     /// Whether no block begins in `[at, at + len)`.
+    #[inline(never)]
     pub(crate) fn no_start(&self, at: usize, len: usize) -> bool {
         words(at, len).all(|(w, mask)| self.words[w].starts & mask == 0)
     }
@@ -388,7 +423,16 @@ impl Chunk {
         found.map(|(w, mask)| w * 64 + (self.words[w].starts & mask).trailing_zeros() as usize)
     }
 
+    /// Says that `n` blocks of `k` granules begin at `at`, one behind the other, which is taken.
+    #[inline]
+    pub(crate) fn set_starts(&mut self, at: usize, k: usize, n: usize) {
+        for g in (at..).step_by(k).take(n) {
+            self.set_start(g);
+        }
+    }
+
     /// Says that a block begins at `at`, which is taken.
+    #[inline]
     pub(crate) fn set_start(&mut self, at: usize) {
         self.words[at / 64 % WORDS].starts |= 1 << (at % 64);
     }
@@ -398,7 +442,7 @@ impl Chunk {
         self.words[at / 64 % WORDS].starts &= !(1 << (at % 64));
     }
 
-    /// C1 to C3 as far as they can be seen from the bits; and the free granules and the longest run.
+    /// C1 to C4 as far as they can be seen from the bits; and the free granules and the longest run.
     #[cfg(test)]
     pub(crate) fn audit(&self) -> Option<(usize, usize)> {
         let (mut free, mut longest, mut run) = (0, 0, 0);
@@ -410,6 +454,9 @@ impl Chunk {
             run = if is_free { run + 1 } else { 0 };
             free += usize::from(is_free);
             longest = longest.max(run);
+            if (self.empty >> (g / 64) & 1 == 1) != (self.words[g / 64].free == u64::MAX) {
+                return None;
+            }
             let begins =
                 is_free && (g == 0 || self.words[(g - 1) / 64].free >> ((g - 1) % 64) & 1 == 0);
             if begins && usize::from(self.most[g / 64]) < run.min(255) {

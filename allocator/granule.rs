@@ -18,7 +18,7 @@ use crate::homes::Homes;
 use crate::map::SegmentMap;
 use crate::meta::{Meta, pages_of};
 use crate::part::{Part, PerPart, Place, SHARDS, Traffic};
-use crate::segment::{SEGMENT, Segment, Tally};
+use crate::segment::{Given, SEGMENT, Segment, Tally};
 use crate::shard::{Group, Shard};
 use core::ptr::NonNull;
 use nearheap_numa::lock::{Guard, Lock};
@@ -483,13 +483,12 @@ impl<O: Os> Granules<O> {
         self.spare.lock().put(segment);
     }
 
-    /// Gives blocks of `slot` back: at most [`GIVE_MAX`], whose order is lost.
-    pub(crate) fn give(&self, slot: Slot, blocks: &mut [*mut u8]) -> Result<(), Fault> {
+    /// Gives blocks of `slot` back: at most [`GIVE_MAX`].
+    pub(crate) fn give(&self, slot: Slot, blocks: &[*mut u8]) -> Result<(), Fault> {
         debug_assert!(blocks.len() <= GIVE_MAX);
-        for &mut block in &mut *blocks {
+        for &block in blocks {
             Segment::prefetch(self.map.find(block as usize), block as usize);
         }
-        sort(blocks);
         let now_ms = self.source.os().now_ms();
         let mut left = u64::MAX >> (64 - blocks.len().clamp(1, 64));
         while let Some(&first) = blocks.get(left.trailing_zeros() as usize) {
@@ -520,7 +519,7 @@ impl<O: Os> Granules<O> {
         segment.map(Segment::shard).ok_or_else(|| self.fault(Misuse::Foreign, block, slot))
     }
 
-    /// Gives back those of `blocks` (sorted; only the ones in `left`) that are in this shard; which those were, and the fault at
+    /// Gives back those of `blocks` (only the ones in `left`) that are in this shard; which those were, and the fault at
     /// which it stopped.
     #[allow(clippy::too_many_arguments, reason = "one call, split from `give` for its length")]
     fn give_in(
@@ -534,29 +533,26 @@ impl<O: Os> Granules<O> {
         tally: &mut Tally,
     ) -> (u64, Option<Fault>) {
         let k = self.classes.granules(slot);
-        let mut given = 0;
-        let mut i = 0;
-        while i < blocks.len() {
+        let (mut given, mut rest) = (0, left);
+        while rest != 0 {
+            let i = rest.trailing_zeros() as usize;
+            rest &= rest - 1;
             let segment = self.map.find(blocks[i] as usize);
             // SAFETY: null, or metadata, which stays readable (N2).
-            let ours = left >> i & 1 == 1
-                && unsafe { segment.as_ref() }.is_some_and(|s| s.shard() == shard);
-            if !ours {
-                i += 1;
+            if unsafe { segment.as_ref() }.is_none_or(|s| s.shard() != shard) {
                 continue;
             }
             // SAFETY: published, asked under the lock of its shard (N2), which protects it (R3).
             let segment = unsafe { &mut *segment };
-            let done = segment.give(blocks.get(i..).unwrap_or_default(), k, now_ms, tally);
-            if done.n > 0 {
-                self.extents.unmark(blocks.get(i..i + done.n).unwrap_or_default(), k);
-                let g = Segment::granule(blocks[i] as usize);
-                inside.given(segment, g, done.end - g, done.pages);
-                given |= (u64::MAX >> (64 - done.n)) << i;
-            }
-            i += done.n;
-            if let Some(misuse) = done.misuse {
-                return (given, Some(self.fault(misuse, blocks[i], slot)));
+            match segment.give(blocks.get(i..).unwrap_or_default(), k, now_ms, tally) {
+                Ok(Given { n, pages }) => {
+                    self.extents.unmark(blocks.get(i..i + n).unwrap_or_default(), k);
+                    inside.given(segment, Segment::granule(blocks[i] as usize), k, pages);
+                    let these = (u64::MAX >> (64 - n)) << i;
+                    given |= these;
+                    rest &= !these;
+                }
+                Err(misuse) => return (given, Some(self.fault(misuse, blocks[i], slot))),
             }
         }
         (given, None)
@@ -662,25 +658,6 @@ impl Spare {
         if self.n < SPARES {
             self.segments[self.n % SPARES] = segment;
             self.n += 1;
-        }
-    }
-}
-
-/// Sorts at most [`GIVE_MAX`] addresses: Shell's way, with the first of Ciura's gaps. The standard library's sort is made
-/// for any length; this is a twentieth of its code, and for so few takes a third less instructions.
-#[inline(never)]
-fn sort(blocks: &mut [*mut u8]) {
-    for gap in [23, 10, 4, 1] {
-        for i in gap..blocks.len() {
-            let mut place = i;
-            while let Some((lower, upper)) = blocks.split_at_mut_checked(place)
-                && let (Some(before), Some(block)) =
-                    (lower.iter_mut().nth_back(gap - 1), upper.first_mut())
-                && *before > *block
-            {
-                core::mem::swap(before, block);
-                place -= gap;
-            }
         }
     }
 }

@@ -1,20 +1,23 @@
 //! Purging: free memory goes back to the system at the free itself; there is no thread for it.
 //! Owns: `Budget` and the policy. Called by: `heap` after every flush, exhaustion, limits, and `nearheap::purge`.
 //!
-//! The budget is `max(retain, live / 8)` plus the regret, which is at most as much again or 64 MiB. Regret is what was
+//! The budget is `max(retain, live / 8)` plus the regret, which is at most as much again or 256 MiB. Regret is what was
 //! given back and needed again within a quarter of a second; it halves every second. Over the budget, pages are purged down to three
 //! quarters of it, in this order, from high addresses to low:
 //!
 //! 1. kept mappings of huge blocks are unmapped, down to half of what may be retained;
 //! 2. segments that are all free are unmapped;
-//! 3. runs of free pages of at least 64 KiB are purged;
-//! 4. single free pages, in chunks to which nothing was given for `purge_delay`; in all chunks, where more is free than
-//!    live or half as much again as may be;
-//! 5. the other kept mappings are unmapped.
+//! 3. halves of segments that are all free are purged, which leaves huge pages whole;
+//! 4. runs of free pages of at least 64 KiB, if there is twice as much as should be;
+//! 5. single free pages, in chunks to which nothing was given for `purge_delay`; in all chunks, where for a quarter of
+//!    that more was free than live or half as much again as may be, or where there is eight times as much as is out and
+//!    not in magazines: page by page, a heap that is being emptied costs the kernel as much as it cost to fill, for pages
+//!    that are soon part of something larger;
+//! 6. the other kept mappings are unmapped.
 //!
 //! Where the pages in use are more than four times what is in use on them, few blocks hold many pages, and many of those
 //! blocks are in caches and magazines: the freeing thread's cache and all magazines are emptied, again whenever what is
-//! in use has halved, and meanwhile a magazine keeps no more than its share.
+//! in use has halved, and meanwhile magazines keep nothing and caches no more than their least.
 //!
 //! U1: one thread purges at a time; the others go on. No shard's lock is held across the kernel's work: the pages are
 //! taken like blocks, purged, and given back.
@@ -24,6 +27,7 @@ use crate::class::Slot;
 use crate::fault::{self, Fault};
 use crate::granule::GIVE_MAX;
 use crate::heap::Heap;
+use crate::huge::HUGE_PAGE;
 use crate::part::Place;
 use crate::segment::{Segment, Tally};
 use core::ptr::{self, NonNull};
@@ -34,13 +38,15 @@ use nearheap_numa::sync::Ordering;
 const REGRET_MS: u64 = 250;
 const REGRET_HALF_LIFE_MS: u64 = 1000;
 /// How much a small heap may regret; a large one as much as its budget.
-const REGRET_MOST: usize = 64 << 20;
+const REGRET_MOST: usize = 256 << 20;
 /// The budget's share of what is live.
 const LIVE_SHARE: usize = 8;
 /// Runs of at least so many bytes are purged whatever their chunk's age.
 const LONG_RUN: usize = 64 << 10;
 /// At most so many bytes are taken out of use for one call of the kernel.
 const ONE_PURGE: usize = 4 << 20;
+/// Bytes free over bytes in use from which all of a heap is purged at once.
+const LAST: usize = 8;
 /// Pages in use over bytes in use from which caches are emptied.
 const SPARSE: usize = 4;
 
@@ -55,6 +61,9 @@ pub(crate) struct Budget {
     /// has been freed, or chunks have come to rest.
     left: usize,
     left_ms: u64,
+    /// Since when far too much is free, and when that was seen last.
+    far_since_ms: u64,
+    far_seen_ms: u64,
 }
 
 /// How hard a purge looks.
@@ -69,7 +78,28 @@ struct Effort {
 
 impl Budget {
     pub(crate) const fn new() -> Self {
-        Self { regret: 0, regret_ms: 0, swept_live: None, left: 0, left_ms: 0 }
+        Self {
+            regret: 0,
+            regret_ms: 0,
+            swept_live: None,
+            left: 0,
+            left_ms: 0,
+            far_since_ms: 0,
+            far_seen_ms: 0,
+        }
+    }
+
+    /// Whether far too much has been free for `delay_ms`. If so, it counts from now on anew.
+    fn is_far_for(&mut self, delay_ms: u64, now_ms: u64) -> bool {
+        if now_ms.saturating_sub(self.far_seen_ms) > delay_ms {
+            self.far_since_ms = now_ms;
+        }
+        self.far_seen_ms = now_ms;
+        let long = now_ms.saturating_sub(self.far_since_ms) >= delay_ms;
+        if long {
+            self.far_since_ms = now_ms;
+        }
+        long
     }
 
     fn halve(&mut self, now_ms: u64) {
@@ -139,8 +169,12 @@ impl<O: Os> Heap<O> {
         refaults.regret.store(budget.regret, Ordering::Relaxed);
         let most = base + budget.regret.min(regret_most);
         let retained = self.granules.source.retained();
-        // Far over the budget, the heap is emptying: nothing may be called later that would see its chunks at rest.
-        let quiet_ms = if retained > live.min(most + most / 2) { 0 } else { self.knobs.quiet_ms() };
+        let delay_ms = self.knobs.quiet_ms();
+        let far = retained > live.min(most + most / 2);
+        // Where next to nothing is in use, nothing may be called later.
+        let last = retained > LAST * self.granules.taken().saturating_sub(self.kept());
+        let now = far && (budget.is_far_for(delay_ms / 4, now_ms) || last);
+        let quiet_ms = if now { 0 } else { delay_ms };
         let rested = now_ms.saturating_sub(budget.left_ms) >= quiet_ms.max(1);
         if retained <= most || !rested && retained <= budget.left + base / 8 {
             return;
@@ -232,9 +266,12 @@ impl<O: Os> Heap<O> {
         for place in self.granules.places() {
             self.retire_segments(place, effort.target);
         }
-        for long in [true, false] {
-            let least = if long { effort.least.max(LONG_RUN) } else { effort.least };
-            let quiet_ms = if long { u64::MAX } else { effort.quiet_ms };
+        let whole = [(HUGE_PAGE, u64::MAX), (LONG_RUN, u64::MAX)];
+        for (least, quiet_ms) in whole.into_iter().chain([(effort.least, effort.quiet_ms)]) {
+            // What is a little over the budget isn't worth breaking huge pages for.
+            if least == LONG_RUN && self.granules.source.retained() <= 2 * effort.target {
+                continue;
+            }
             for place in self.granules.places() {
                 self.purge_runs(place, Effort { least, quiet_ms, ..effort }, now_ms);
             }

@@ -14,7 +14,7 @@
 
 #![allow(clippy::indexing_slicing, reason = "every index is masked to the length of its array")]
 
-use crate::chunk::{CHUNK_GRANULES, Chunk, Run};
+use crate::chunk::{CHUNK_GRANULES, Chunk, Run, every};
 use crate::class::{GRANULE, GRANULE_SHIFT};
 use crate::fault::Misuse;
 use crate::huge::HUGE_PAGE;
@@ -67,6 +67,7 @@ impl Pages {
     }
 
     /// The first run of at least one page at or after `from`: where, and how long.
+    #[inline(never)]
     fn run_from(&self, from: usize) -> Option<(usize, usize)> {
         let mut w = from / 64;
         let mut word =
@@ -105,16 +106,11 @@ pub(crate) struct Tally {
     pub(crate) refused: bool,
 }
 
-/// What a give to one chunk has done.
-#[derive(Debug)]
+/// How many blocks were given, and whether pages became wholly free.
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Given {
-    /// Blocks that were given, and the granule after the last.
     pub(crate) n: usize,
-    pub(crate) end: usize,
-    /// Pages became wholly free.
     pub(crate) pages: bool,
-    /// What is wrong with the block after those.
-    pub(crate) misuse: Option<Misuse>,
 }
 
 /// What is known of 4 MiB.
@@ -193,9 +189,9 @@ impl Segment {
         longest
     }
 
-    /// A bound of the free runs in the chunk of granule `g`; 0 where it is empty.
-    pub(crate) fn longest_at(&self, g: usize) -> u16 {
-        let c = g / CHUNK_GRANULES % CHUNKS;
+    /// A bound of the free runs in chunk `c`; 0 where it is empty.
+    pub(crate) fn longest_of(&self, c: usize) -> u16 {
+        let c = c % CHUNKS;
         if self.empties >> c & 1 == 1 { 0 } else { self.longest[c] }
     }
 
@@ -276,9 +272,11 @@ impl Segment {
             if !self.take_run(g, k * fit, source, tally) {
                 break;
             }
-            for (i, place) in out.iter_mut().skip(got).take(fit).enumerate() {
-                self.chunk(c).set_start(run.at + i * k);
-                *place = self.address(g + i * k);
+            self.chunk(c).set_starts(run.at, k, fit);
+            let mut at = self.address(g);
+            for place in out.iter_mut().skip(got).take(fit) {
+                *place = at;
+                at = at.wrapping_add(k * GRANULE);
             }
             got += fit;
         }
@@ -417,60 +415,62 @@ impl Segment {
 
     /// Frees a taken run in which no start bit stands. Whether a page became wholly free.
     fn give_run(&mut self, g: usize, len: usize, tally: &mut Tally) -> bool {
-        let mut longest_run = 0;
+        let mut pages = false;
         self.pieces(g, len, |this, c, at, len| {
-            let run = this.chunk(c).give(at, len);
-            longest_run = longest_run.max(this.freed(c, len, run));
+            let chunk = this.chunk(c);
+            let before = chunk.empty();
+            let run = chunk.give(at, len);
+            this.freed(c, len, run);
+            pages |= this.free_whole_pages(c, before, tally);
         });
-        self.free_whole_pages(g, len, longest_run, tally)
+        pages
     }
 
-    /// Counts `len` granules of chunk `c` that became free, in a run of known length, which may be exact. A bound of the
-    /// run.
+    /// Counts `len` granules of chunk `c` that became free, in a run of known length.
     #[inline]
-    fn freed(&mut self, c: usize, len: usize, (run, exact): (usize, bool)) -> usize {
+    fn freed(&mut self, c: usize, len: usize, run: usize) {
         let free = self.free_in[c % CHUNKS] + len as u16;
         self.free_in[c % CHUNKS] = free;
         self.free += len;
         let longest = &mut self.longest[c % CHUNKS];
-        // Beyond what the chunk looked at, a side is at most as long as the longest run was: two sides, twice.
-        let bound = if exact { run } else { run + 2 * usize::from(*longest) };
-        *longest = (*longest).max(bound.min(usize::from(free)) as u16);
+        *longest = (*longest).max(run as u16);
         if usize::from(free) == CHUNK_GRANULES {
             self.empties |= 1 << (c % CHUNKS);
         }
-        bound
     }
 
-    /// Finds the pages that became wholly free when `[g, g + len)` did, in a run of at most `run`. Whether there are any.
+    /// Finds the pages of chunk `c` that became wholly free since the words in `before` were. Whether there are any.
     #[inline]
-    fn free_whole_pages(&mut self, g: usize, len: usize, run: usize, tally: &mut Tally) -> bool {
-        let page_granules = 1_usize << (u32::from(self.page_shift) - GRANULE_SHIFT);
-        if run < page_granules {
-            return false;
-        }
-        let mut any = false;
-        for p in self.pages_of(g, len) {
-            // Only the run that frees the last granule of a page finds it wholly free, so it is counted once.
-            if self.is_page_free(p, page_granules) {
-                self.free_pages.add(p);
-                any = true;
-                if self.dirty.has(p) {
-                    tally.freed += 1 << self.page_shift;
-                }
+    fn free_whole_pages(&mut self, c: usize, before: u64, tally: &mut Tally) -> bool {
+        let empty = self.chunks[c % CHUNKS].empty();
+        empty != before && self.find_whole_pages(c, (before, empty), tally)
+    }
+
+    #[inline(never)]
+    fn find_whole_pages(&mut self, c: usize, words: (u64, u64), tally: &mut Tally) -> bool {
+        let [before, mut fresh] = [words.0, words.1].map(|words| self.whole_pages(words));
+        fresh &= !before;
+        let any = fresh != 0;
+        while fresh != 0 {
+            let w = c * (CHUNK_GRANULES / 64) + fresh.trailing_zeros() as usize;
+            fresh &= fresh - 1;
+            let p = (w * 64 * GRANULE) >> self.page_shift;
+            self.free_pages.add(p);
+            if self.dirty.has(p) {
+                tally.freed += 1 << self.page_shift;
             }
         }
         any
     }
 
-    #[inline(never)]
-    fn is_page_free(&mut self, p: usize, page_granules: usize) -> bool {
-        let g = p * page_granules;
-        let c = g / CHUNK_GRANULES;
-        if self.empties >> (c % CHUNKS) & 1 == 1 {
-            return true;
+    /// The first words of the pages of a chunk all of whose words are in `words`.
+    fn whole_pages(&self, mut words: u64) -> u64 {
+        let (mut have, page) = (1, (1_usize << self.page_shift) / (64 * GRANULE));
+        while have < page {
+            words &= words >> have;
+            have *= 2;
         }
-        self.chunk(c).is_free(g % CHUNK_GRANULES, page_granules)
+        words & every(page)
     }
 
     /// Whether a block of exactly `k` granules begins at granule `g`.
@@ -538,87 +538,52 @@ impl Segment {
         }
     }
 
-    /// Gives back blocks of `k` granules, sorted, as many of the first as begin in the same chunk. Verifies each.
+    /// Gives back blocks of `k` granules, as many of the first as lie in the same chunk. Verifies each.
+    #[inline]
     pub(crate) fn give(
         &mut self,
         blocks: &[*mut u8],
         k: usize,
         now_ms: u64,
         tally: &mut Tally,
-    ) -> Given {
-        let mut given = Given { n: 0, end: 0, pages: false, misuse: None };
-        let Some(&first) = blocks.first() else { return given };
-        let c = Self::granule(first as usize) / CHUNK_GRANULES % CHUNKS;
+    ) -> Result<Given, Misuse> {
+        let Some(&first) = blocks.first() else { return Ok(Given::default()) };
+        let alone = blocks.get(1).is_none_or(|&next| (next as usize ^ first as usize) >= CHUNK);
+        let g = Self::granule(first as usize);
+        let c = g / CHUNK_GRANULES % CHUNKS;
         self.given_ms[c] = now_ms as u32;
-        let mut rest = blocks;
-        while let [block, after @ ..] = rest {
-            let address = *block as usize;
-            if address / CHUNK != first as usize / CHUNK {
-                break;
+        let short = k <= 64 && (first as usize).is_multiple_of(GRANULE);
+        if short && self.ready >> c & 1 == 1 {
+            let chunk = &mut self.chunks[c];
+            let before = chunk.empty();
+            let (n, run) = if alone {
+                chunk.give_block(g % CHUNK_GRANULES, k).map_or((0, 0), |run| (1, run))
+            } else {
+                chunk.give_blocks(blocks, k)
+            };
+            if n > 0 {
+                self.freed(c, n * k, run);
+                let pages = self.free_whole_pages(c, before, tally);
+                return Ok(Given { n, pages });
             }
-            let g = Self::granule(address);
-            let size = k * GRANULE;
-            // What follows at once is given in one run; and the same address twice is for `verified_run` to name.
-            let alone = after.first().is_none_or(|&next| next as usize - address > size);
-            let short = k <= 64 && address.is_multiple_of(GRANULE) && self.ready >> c & 1 == 1;
-            let done = if alone && short {
-                self.chunks[c].give_block(g % CHUNK_GRANULES, k)
-            } else {
-                None
-            };
-            let n = if let Some(run) = done {
-                let run = self.freed(c, k, run);
-                given.pages |= self.free_whole_pages(g, k, run, tally);
-                1
-            } else {
-                match self.verified_run(rest, k) {
-                    Ok(n) => {
-                        for i in 0..n {
-                            let at = g + i * k;
-                            self.chunk(at / CHUNK_GRANULES).clear_start(at % CHUNK_GRANULES);
-                        }
-                        given.pages |= self.give_run(g, k * n, tally);
-                        n
-                    }
-                    Err(misuse) => {
-                        given.misuse = Some(misuse);
-                        break;
-                    }
-                }
-            };
-            given.n += n;
-            given.end = g + k * n;
-            rest = rest.get(n..).unwrap_or_default();
         }
-        given
+        self.give_checked(first as usize, k, tally)
     }
 
-    /// How many of `blocks` (sorted, in this segment or after it) follow each other, each verified; or what is wrong with
-    /// the first.
     #[inline(never)]
-    fn verified_run(&mut self, blocks: &[*mut u8], k: usize) -> Result<usize, Misuse> {
-        let mut before = 0;
-        for (n, &block) in blocks.iter().enumerate() {
-            let address = block as usize;
-            if n > 0 && address == before {
-                // The bits can't show it yet.
-                return if n == 1 { Err(Misuse::DoubleFree) } else { Ok(n - 1) };
-            }
-            if n > 0 && (address != before + k * GRANULE || address - self.base() >= SEGMENT) {
-                return Ok(n);
-            }
-            let checked = if address.is_multiple_of(GRANULE) {
-                self.check(Self::granule(address), k)
-            } else {
-                Err(Misuse::NotABlock)
-            };
-            match checked {
-                Err(misuse) if n == 0 => return Err(misuse),
-                Err(_) => return Ok(n),
-                Ok(()) => before = address,
-            }
+    fn give_checked(
+        &mut self,
+        address: usize,
+        k: usize,
+        tally: &mut Tally,
+    ) -> Result<Given, Misuse> {
+        if !address.is_multiple_of(GRANULE) {
+            return Err(Misuse::NotABlock);
         }
-        Ok(blocks.len())
+        let g = Self::granule(address);
+        self.check(g, k)?;
+        self.chunk(g / CHUNK_GRANULES).clear_start(g % CHUNK_GRANULES);
+        Ok(Given { n: 1, pages: self.give_run(g, k, tally) })
     }
 
     /// Makes the checked block at `g` one of `new` granules where it stands. `false`: what follows it is taken, or the
@@ -673,6 +638,8 @@ impl Segment {
         let loose = self.free_pages.and(&self.dirty);
         while let Some((at, len)) = loose.run_from(from) {
             from = at + len;
+            let (at, len) =
+                if least == HUGE_PAGE { whole_halves((at, len), shift) } else { (at, len) };
             let chunk = (at << shift) / CHUNK;
             let idle = (now_ms as u32).wrapping_sub(self.given_ms[chunk % CHUNKS]);
             if (len << shift) < least && u64::from(idle) < quiet_ms {
@@ -723,7 +690,13 @@ impl Segment {
         (self.address(g), len << self.page_shift)
     }
 
-    /// G1 to G3, and C1 to C3 of every chunk in use.
+    #[cfg(test)]
+    fn is_page_free(&mut self, p: usize, page_granules: usize) -> bool {
+        let g = p * page_granules;
+        self.chunk(g / CHUNK_GRANULES).is_free(g % CHUNK_GRANULES, page_granules)
+    }
+
+    /// G1 to G3, and C1 to C4 of every chunk in use.
     #[cfg(test)]
     pub(crate) fn audit(&mut self) -> bool {
         let mut free = 0;
@@ -748,6 +721,13 @@ impl Segment {
             .all(|p| self.is_page_free(p, page_granules) == self.free_pages.has(p));
         pages && free == self.free
     }
+}
+
+/// The part of a run of pages that is whole halves of its segment, each of which a huge page may back.
+fn whole_halves((at, len): (usize, usize), page_shift: u8) -> (usize, usize) {
+    let half = HUGE_PAGE >> page_shift;
+    let first = at.next_multiple_of(half);
+    (first, ((at + len) / half * half).saturating_sub(first))
 }
 
 /// In a long run of free granules, begins at a multiple of the block's largest power of two, up to a cache line: blocks

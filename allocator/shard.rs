@@ -123,14 +123,20 @@ impl Shard {
                             tally,
                         );
                         visits += 1;
+                        if empty {
+                            group.in_use[i] = group.in_use[i].max(segment.longest_of(c));
+                            group.empties &= !(u64::from(!segment.has_empties()) << i);
+                        }
                         let hungry = got < out.len().div_ceil(4) && (shape.1 == 1 || visits < VAIN);
                         let patient = empty || visits < PATIENCE || hungry;
                         if got == out.len() || tally.refused || !patient {
-                            group.refresh(i);
                             return Some(());
                         }
                     }
-                    group.refresh(i);
+                    if !empty {
+                        // No chunk in use has a longer run: those that might have had one were looked through.
+                        group.in_use[i] = group.in_use[i].min((shape.0 + shape.1 - 2) as u16);
+                    }
                 }
                 None
             });
@@ -217,7 +223,7 @@ impl Shard {
             group.spans[i] = UNKNOWN;
         }
         if g / CHUNK_GRANULES == (g + len - 1) / CHUNK_GRANULES {
-            group.in_use[i] = group.in_use[i].max(segment.longest_at(g));
+            group.in_use[i] = group.in_use[i].max(segment.longest_of(g / CHUNK_GRANULES));
             group.empties |= u64::from(segment.has_empties()) << i;
         } else {
             group.refresh(i);

@@ -5,6 +5,7 @@ use super::*;
 use crate::part::{SPREAD, TURNS};
 use crate::policy::Policy;
 use crate::testing::is_held;
+use crate::value::Millis;
 use nearheap_numa::fake::FakeNode;
 use nearheap_numa::placement::{Mode, Placement};
 use nearheap_numa::{Errno, NodeSet, Weights};
@@ -190,7 +191,8 @@ fn what_another_node_gave_back_is_not_missed() {
 #[test]
 fn a_node_that_grows_purges_what_others_retain() {
     let mut program = settle(machine([GIB, GIB]), Policy::Local);
-    program.heap.knobs.set(&Values { retain: 2 << 20, ..Values::DEFAULT });
+    let purge_delay = Millis(0);
+    program.heap.knobs.set(&Values { retain: 2 << 20, purge_delay, ..Values::DEFAULT });
     let sizes = [48, 256, 1024, 4096, 64 << 10].map(|size| Layout::array::<u8>(size).unwrap());
     for cpu in [0, 2, 0, 2] {
         program.go(cpu);
