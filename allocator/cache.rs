@@ -436,6 +436,29 @@ mod tests {
     }
 
     #[test]
+    fn slots_share_a_budget_that_is_used_up() {
+        const BUDGET: usize = 52 << 10;
+        let cache = Cache::new();
+        let grow = |size: usize, n: usize| {
+            let slot = Slot::small(size);
+            let cap = cache.grown_cap(slot, size, SMALL_CAP, BUDGET);
+            cache.hold(slot, size, cap);
+            cache.settle(slot, State { n: n.min(cap), room: cap - n.min(cap), allocs: 0 }, 0);
+            cap
+        };
+        // Three that come first take nearly everything.
+        for size in [256, 272, 288] {
+            assert_eq!([0; 4].map(|_| grow(size, 0)), [8, 16, 32, 63], "{size}");
+        }
+        // The next gets a sixteenth, though that is more than there is.
+        assert_eq!([0; 2].map(|_| grow(512, 0)), [BUDGET / 16 / 512; 2]);
+        // One that has more gives half of it up, whether it ran dry or full, as long as there is too little.
+        assert_eq!([grow(256, 0), grow(256, 32)], [32, 17]);
+        // Then there is room for others.
+        assert_eq!(grow(512, 0), 12);
+    }
+
+    #[test]
     fn a_slot_that_is_being_rearranged_is_not_whole() {
         let cache = Cache::new();
         let slot = Slot::small(16);
