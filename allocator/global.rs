@@ -140,8 +140,21 @@ impl NearHeap {
     /// A block whose slot has to be looked at.
     #[inline(never)]
     unsafe fn realloc_other(&self, block: *mut u8, layout: Layout, new: usize) -> *mut u8 {
-        match (Slot::of(layout.size(), layout.align()), Slot::of(new, layout.align())) {
-            (Some(from), Some(to)) if from == to && !headed::is_on() => block,
+        if headed::is_on() {
+            // SAFETY: the caller's contract.
+            return unsafe { self.realloc_cold(block, layout, new) };
+        }
+        match (
+            small_slot(layout),
+            Slot::of(layout.size(), layout.align()),
+            Slot::of(new, layout.align()),
+        ) {
+            (_, Some(from), Some(to)) if from == to => block,
+            // A small block is copied in less time than its neighbours' bits take to look up.
+            // SAFETY: the caller's contract.
+            (Some(_), _, Some(to)) if to.is_cached() => unsafe {
+                relocate(self, block, layout, new)
+            },
             // SAFETY: the caller's contract.
             _ => unsafe { self.realloc_cold(block, layout, new) },
         }
@@ -194,6 +207,15 @@ pub(crate) unsafe fn resize_or_move(
         }
         return stays;
     }
+    // SAFETY: the caller's promise.
+    unsafe { relocate(heap, block, layout, new) }
+}
+
+/// Copies a block to a new one of `new` bytes, and frees it. Null: there is none, and the block is as it was.
+///
+/// # Safety
+/// The block is the caller's, of this layout, and one that `heap` may free.
+unsafe fn relocate(heap: &impl GlobalAlloc, block: *mut u8, layout: Layout, new: usize) -> *mut u8 {
     let Ok(wanted) = Layout::from_size_align(new, layout.align()) else {
         return ptr::null_mut();
     };
