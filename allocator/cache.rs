@@ -340,6 +340,11 @@ impl Cache {
         if cap > share { share.max(cap / 2 + 1) } else { share }
     }
 
+    /// Bytes that the capacities of all slots add up to.
+    pub(crate) fn held(&self) -> usize {
+        self.held.get()
+    }
+
     /// Counts the capacity that a slot is about to be settled with, in place of the one it has.
     pub(crate) fn hold(&self, slot: Slot, size: usize, cap: usize) {
         let State { n, room, .. } = self.state(slot);

@@ -10,14 +10,15 @@
 //! 3. halves of segments that are all free are purged, which leaves huge pages whole;
 //! 4. runs of free pages of at least 64 KiB, if there is twice as much as should be;
 //! 5. single free pages, in chunks to which nothing was given for `purge_delay`; in all chunks, where for a quarter of
-//!    that more was free than live or half as much again as may be, or where there is eight times as much as is out and
+//!    that more was free than live or half as much again as may be, or where there is six times as much as is out and
 //!    not in magazines: page by page, a heap that is being emptied costs the kernel as much as it cost to fill, for pages
 //!    that are soon part of something larger;
 //! 6. the other kept mappings are unmapped.
 //!
 //! Where the pages in use are more than four times what is in use on them, few blocks hold many pages, and many of those
 //! blocks are in caches and magazines: the freeing thread's cache and all magazines are emptied, again whenever what is
-//! in use has halved, and meanwhile magazines keep nothing and caches no more than their least.
+//! in use has halved, and meanwhile magazines keep nothing, and the caches of other threads are
+//! emptied as well when those free.
 //!
 //! U1: one thread purges at a time; the others go on. No shard's lock is held across the kernel's work: the pages are
 //! taken like blocks, purged, and given back.
@@ -46,7 +47,9 @@ const LONG_RUN: usize = 64 << 10;
 /// At most so many bytes are taken out of use for one call of the kernel.
 const ONE_PURGE: usize = 4 << 20;
 /// Bytes free over bytes in use from which all of a heap is purged at once.
-const LAST: usize = 8;
+const LAST: usize = 6;
+/// A cache that may hold more than this is emptied there whoever frees.
+const SPARSE_CACHE: usize = 512 << 10;
 /// Pages in use over bytes in use from which caches are emptied.
 const SPARSE: usize = 4;
 
@@ -137,11 +140,16 @@ impl<O: Os> Heap<O> {
         let (small, huge) = (self.granules.taken(), self.huge.bytes());
         let live = small + huge;
         // Huge blocks hold no page but their own.
-        let sparse = in_use.saturating_sub(huge) > SPARSE * small + floor;
+        let sparse =
+            in_use.saturating_sub(huge) > SPARSE * small.saturating_sub(self.kept()) + floor / 2;
         if sparse != self.sparse.load(Ordering::Relaxed) {
             self.sparse.store(sparse, Ordering::Relaxed);
         }
         if sparse {
+            if let Some(cache) = cache.filter(|c| c.held() > SPARSE_CACHE) {
+                // SAFETY: the caller's promise.
+                unsafe { self.empty_cache(cache, true)? };
+            }
             // SAFETY: the caller's promise.
             unsafe { self.sweep(cache, small)? };
         }
