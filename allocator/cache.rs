@@ -336,8 +336,7 @@ impl Cache {
         if self.held.get() + (want - cap) * size <= budget {
             return want;
         }
-        let share = (budget / SHARES / size).clamp(1, want);
-        if cap > share { share.max(cap / 2 + 1) } else { share }
+        (budget / SHARES / size).clamp(1, want).max(cap / 2 + 1)
     }
 
     /// Bytes that the capacities of all slots add up to.

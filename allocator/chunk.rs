@@ -136,7 +136,8 @@ impl Chunk {
         self.empty = u64::MAX;
     }
 
-    /// The first free run, by address, that holds `k` granules from a multiple of `align` granules on. Lowers the bounds of the words where it looked in vain.
+    /// The first free run, by address, that holds `k` granules from a multiple of `align` granules on. Lowers the bounds of
+    /// the words where it looked in vain.
     pub(crate) fn find(&mut self, k: usize, align: usize) -> Option<Run> {
         let mut words = at_least_u8(&self.most, k.min(255) as u8);
         while words != 0 {

@@ -228,7 +228,7 @@ impl<O: Os> Heap<O> {
     ) -> Result<(), Fault> {
         match Slot::of_layout(layout) {
             Some(slot) if slot.is_cached() => self.store(self.part(cache), slot, &[block])?,
-            Some(slot) => self.give_home(self.part(cache), slot, &mut [block])?,
+            Some(slot) => self.give_home(self.part(cache), slot, &[block])?,
             None => self.free_huge(cache, block, layout)?,
         }
         // SAFETY: the caller's promise.
@@ -455,7 +455,7 @@ impl<O: Os> Heap<O> {
         let mut batch = [ptr::null_mut(); 64];
         // SAFETY: the caller's promise.
         let n = unsafe { cache.empty(slot, self.granules.classes.bytes(slot), &mut batch) };
-        for part in batch.get_mut(..n).unwrap_or_default().chunks_mut(GIVE_MAX / 2) {
+        for part in batch.get_mut(..n).unwrap_or_default().chunks(GIVE_MAX / 2) {
             let near = cache.part.get();
             if home { self.give_home(near, slot, part)? } else { self.store(near, slot, part)? }
         }

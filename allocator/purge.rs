@@ -17,8 +17,8 @@
 //!
 //! Where the pages in use are more than four times what is in use on them, few blocks hold many pages, and many of those
 //! blocks are in caches and magazines: the freeing thread's cache and all magazines are emptied, again whenever what is
-//! in use has halved, and meanwhile magazines keep nothing, and the caches of other threads are
-//! emptied as well when those free.
+//! in use has halved. Meanwhile magazines keep nothing, and the caches of other threads are emptied as well when those
+//! free.
 //!
 //! U1: one thread purges at a time; the others go on. No shard's lock is held across the kernel's work: the pages are
 //! taken like blocks, purged, and given back.

@@ -146,7 +146,7 @@ impl<O: Os> Heap<O> {
         &self,
         near: usize,
         slot: Slot,
-        blocks: &mut [*mut u8],
+        blocks: &[*mut u8],
     ) -> Result<(), Fault> {
         if self.granules.homes.is_several() {
             self.each_part(near, slot, blocks, &mut |_, _| Ok(()))?;

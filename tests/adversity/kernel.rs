@@ -1,6 +1,7 @@
 //! A kernel that refuses: mappings, memory, calls, files.
 
 use crate::common::Run;
+use crate::common::filter::{self, Filter};
 use crate::work::{Nulls, Work, beside, on_threads};
 use std::alloc::{Layout, alloc_zeroed, dealloc, realloc};
 use std::hint::black_box;
@@ -151,24 +152,10 @@ pub(crate) fn overcommit() {
 pub(crate) fn filtered(mut run: Run, calls: &str) -> Run {
     let all =
         [("mbind", libc::SYS_mbind), ("madvise", libc::SYS_madvise), ("mremap", libc::SYS_mremap)];
-    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
-    let mut steps = vec![step(0x20, 0, 0, 0)];
-    for (_, call) in all.into_iter().filter(|(name, _)| calls == *name || calls == "all") {
-        steps.push(step(0x15, 0, 1, call as u32));
-        steps.push(step(0x06, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32));
-    }
-    steps.push(step(0x06, 0, 0, libc::SECCOMP_RET_ALLOW));
-    // SAFETY: system calls alone; the kernel copies the program.
-    unsafe {
-        run.command.pre_exec(move || {
-            let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
-            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-            match libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            }
-        });
-    }
+    let these = all.into_iter().filter(|(name, _)| calls == *name || calls == "all");
+    let filter = Filter::of(these.map(|(_, call)| call), filter::EPERM);
+    // SAFETY: system calls alone.
+    unsafe { run.command.pre_exec(move || filter.enforce()) };
     run.env("FILTERED", calls)
 }
 

@@ -21,6 +21,7 @@
 #![allow(dead_code, reason = "no test crate uses all of it")]
 
 pub(crate) mod contents;
+pub(crate) mod filter;
 
 use std::fmt;
 use std::fs::File;

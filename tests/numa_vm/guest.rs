@@ -16,6 +16,9 @@ use nearheap_numa::os::{Linux, Os, nodes_of_pages};
 use nearheap_numa::topology::free_bytes;
 use std::path::Path;
 
+#[allow(dead_code, reason = "written for all tests")]
+#[path = "../common/filter.rs"]
+mod filter;
 mod heap;
 mod hotplug;
 mod outside;

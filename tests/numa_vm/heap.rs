@@ -1,6 +1,7 @@
 //! Questions about the heap: on which nodes the blocks lie that a program gets, in every policy and whatever goes wrong.
 //! Called by: `guest`. Where a question needs another policy or a refusal, the program runs itself.
 
+use crate::filter::{self, Filter};
 use crate::run_on;
 use nearheap::numa::{NodeSet, Policy, Topology, topology};
 use nearheap::{NodeHeap, NodeStats, stats};
@@ -514,22 +515,9 @@ pub(crate) fn misfit() {
 
 /// Makes the kernel refuse a system call to a program that is started after.
 fn refuse(run: &mut Command, call: libc::c_long) {
-    let filter = move || {
-        let load = libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: 0 };
-        let equal = libc::sock_filter { code: 0x15, jt: 0, jf: 1, k: call as u32 };
-        let errno = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
-        let end = |k| libc::sock_filter { code: 0x06, jt: 0, jf: 0, k };
-        let mut steps = [load, equal, end(errno), end(libc::SECCOMP_RET_ALLOW)];
-        let program = libc::sock_fprog { len: 4, filter: steps.as_mut_ptr() };
-        // SAFETY: the kernel copies the program.
-        let done = unsafe {
-            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
-        };
-        if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
-    };
+    let filter = Filter::of([call], filter::EPERM);
     // SAFETY: system calls alone.
-    unsafe { run.pre_exec(filter) };
+    unsafe { run.pre_exec(move || filter.enforce()) };
 }
 
 /// A filter of system calls as containers have it: everything goes on, and the statistics say what was refused.

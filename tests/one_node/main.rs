@@ -12,6 +12,7 @@
 mod common;
 
 use common::child;
+use common::filter::{self, Filter};
 use nearheap::numa::topology;
 use nearheap::{NearHeap, NodeHeap, purge, stats};
 use rstest::rstest;
@@ -36,28 +37,7 @@ const ONCE: libc::c_long = libc::SYS_get_mempolicy;
 
 /// From now on, whoever makes one of these calls ends by SIGSYS, on any thread.
 fn forbid(calls: &[libc::c_long]) {
-    let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
-    let end = |k| step(libc::BPF_RET | libc::BPF_K, 0, 0, k);
-    // No allocation: it is called between fork and exec too.
-    let mut steps = [end(libc::SECCOMP_RET_ALLOW); 12];
-    steps[0] = step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0);
-    for (pair, &call) in steps[1..11].chunks_exact_mut(2).zip(calls) {
-        pair[0] = step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, call as u32);
-        pair[1] = end(libc::SECCOMP_RET_KILL_PROCESS);
-    }
-    let len = 2 + 2 * calls.len() as u16;
-    let program = libc::sock_fprog { len, filter: steps.as_mut_ptr() };
-    // SAFETY: the kernel copies the program, which is as long as it says.
-    let done = unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            libc::SECCOMP_FILTER_FLAG_TSYNC,
-            &raw const program,
-        )
-    };
-    assert_eq!(done, 0);
+    Filter::of(calls.iter().copied(), filter::KILL).enforce().unwrap();
 }
 
 /// Everything that the heap does, at its start and after.

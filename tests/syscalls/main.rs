@@ -11,6 +11,11 @@
     reason = "a test fails by panicking"
 )]
 
+#[allow(dead_code, reason = "written for all tests")]
+#[path = "../common/filter.rs"]
+mod filter;
+
+use filter::Filter;
 use rstest::rstest;
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc, realloc};
 use std::ffi::{CStr, c_void};
@@ -51,68 +56,25 @@ const NUMBERS: [(&str, libc::c_long); 19] = [
 /// What this program itself does meanwhile: it ends, and a thread of it ends.
 const OWN: [libc::c_long; 3] = [libc::SYS_exit_group, libc::SYS_exit, libc::SYS_rseq];
 
-/// A filter, in a place that nobody allocates.
-struct Filter {
-    steps: [libc::sock_filter; 256],
-    len: usize,
+/// The filter of the table.
+fn filter_of_table() -> Filter {
+    let mut filter = Filter::new();
+    for line in TABLE.lines().filter_map(|line| line.strip_prefix("| `")) {
+        let (name, rest) = line.split_once('`').unwrap();
+        let arguments = rest.trim_end_matches('|').rsplit('|').next().unwrap();
+        let number = NUMBERS.iter().find(|(n, _)| *n == name).unwrap().1;
+        filter.allow(number, arguments.trim(), filter::KILL);
+    }
+    OWN.into_iter().for_each(|call| filter.allow(call, "", filter::KILL));
+    filter.end(filter::KILL);
+    filter
 }
 
-impl Filter {
-    fn push(&mut self, code: u16, k: u32, jt: u8, jf: u8) {
-        self.steps[self.len] = libc::sock_filter { code, jt, jf, k };
-        self.len += 1;
-    }
-
-    /// Allows a call if each of its arguments that is in the table has one of its values, by their lower halves.
-    fn allow(&mut self, call: libc::c_long, arguments: &str) {
-        const LOAD: u16 = 0x20;
-        const EQUAL: u16 = 0x15;
-        const END: u16 = 0x06;
-        let begins = self.len;
-        // To the next call where it isn't this one: the distance is known in the end.
-        self.push(EQUAL, call as u32, 0, 0);
-        for word in arguments.split_ascii_whitespace() {
-            let (number, values) = word.split_once('=').unwrap();
-            self.push(LOAD, 16 + 8 * number.parse::<u32>().unwrap(), 0, 0);
-            let count = values.split(',').count();
-            for (i, value) in values.split(',').enumerate() {
-                self.push(EQUAL, value.parse::<i32>().unwrap() as u32, (count - i) as u8, 0);
-            }
-            self.push(END, libc::SECCOMP_RET_KILL_PROCESS, 0, 0);
-        }
-        self.push(END, libc::SECCOMP_RET_ALLOW, 0, 0);
-        self.steps[begins].jf = (self.len - begins - 1) as u8;
-    }
-
-    /// That of the table.
-    fn of_table() -> Self {
-        let none = libc::sock_filter { code: 0, jt: 0, jf: 0, k: 0 };
-        let mut filter = Self { steps: [none; 256], len: 0 };
-        filter.push(0x20, 0, 0, 0);
-        for line in TABLE.lines().filter_map(|line| line.strip_prefix("| `")) {
-            let (name, rest) = line.split_once('`').unwrap();
-            let arguments = rest.trim_end_matches('|').rsplit('|').next().unwrap();
-            let number = NUMBERS.iter().find(|(n, _)| *n == name).unwrap().1;
-            filter.allow(number, arguments.trim());
-        }
-        OWN.into_iter().for_each(|call| filter.allow(call, ""));
-        filter.push(0x06, libc::SECCOMP_RET_KILL_PROCESS, 0, 0);
-        filter
-    }
-
-    /// Puts it in force, for every thread.
-    fn enforce(&self) {
-        let program =
-            libc::sock_fprog { len: self.len as u16, filter: self.steps.as_ptr().cast_mut() };
-        // SAFETY: the kernel copies the program.
-        unsafe {
-            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-            let all = libc::SECCOMP_FILTER_FLAG_TSYNC;
-            let set = libc::SECCOMP_SET_MODE_FILTER;
-            if libc::syscall(libc::SYS_seccomp, set, all, &raw const program) != 0 {
-                libc::_exit(3);
-            }
-        }
+/// Puts it in force, for every thread.
+fn enforce(filter: &Filter) {
+    if filter.enforce().is_err() {
+        // SAFETY: ends the process.
+        unsafe { libc::_exit(3) };
     }
 }
 
@@ -185,7 +147,7 @@ static FIRST: extern "C" fn() = {
         while TURN.load(SeqCst) == 0 {
             std::hint::spin_loop();
         }
-        Filter::of_table().enforce();
+        enforce(&filter_of_table());
         use_the_heap();
         TURN.store(2, SeqCst);
         while TURN.load(SeqCst) != 3 {
