@@ -48,6 +48,23 @@ const POP: u64 = (1 << ALLOCS_SHIFT) + (1 << ROOM_SHIFT) - 1;
 /// One block in.
 const PUSH: u64 = 1_u64.wrapping_sub(1 << ROOM_SHIFT);
 
+/// One byte of a word, from the least on: shorter than to load the word and to mask it.
+///
+/// # Safety
+/// `i` is less than 8; only the calling thread writes the word.
+#[inline(always)]
+unsafe fn byte(word: &AtomicU64, i: usize) -> usize {
+    let at = if cfg!(target_endian = "little") { i } else { 7 - i };
+    // SAFETY: inside the word; other threads only read it, so nothing races with this, which needn't be atomic.
+    usize::from(unsafe { word.as_ptr().cast::<u8>().add(at).read() })
+}
+
+/// Adds to a word that only the calling thread writes: one instruction, without a lock.
+#[inline(always)]
+fn add(word: &AtomicU64, n: u64) {
+    word.store(word.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+}
+
 /// Counts of blocks that pass by the slots.
 #[derive(Debug)]
 pub(crate) struct HugeCounts {
@@ -202,8 +219,8 @@ impl Cache {
     pub(crate) unsafe fn pop(&self, slot: Slot) -> Option<NonNull<u8>> {
         // SAFETY: `Slot` is less than `SLOTS`.
         let word = unsafe { self.words.get_unchecked(slot.index()) };
-        let w = word.load(Ordering::Relaxed);
-        let n = (w & N) as usize;
+        // SAFETY: `N` is inside the word, which this thread alone writes.
+        let n = unsafe { byte(word, 0) };
         if n == 0 {
             return None;
         }
@@ -214,7 +231,7 @@ impl Cache {
         unsafe {
             *self.items(slot).add(n - 1) = ptr::null_mut();
         }
-        word.store(w.wrapping_add(POP), Ordering::Relaxed);
+        add(word, POP);
         Some(block)
     }
 
@@ -226,15 +243,15 @@ impl Cache {
     pub(crate) unsafe fn push(&self, slot: Slot, block: *mut u8) -> bool {
         // SAFETY: `Slot` is less than `SLOTS`.
         let word = unsafe { self.words.get_unchecked(slot.index()) };
-        let w = word.load(Ordering::Relaxed);
-        if w & (N << ROOM_SHIFT) == 0 {
+        // SAFETY: both bytes are inside the word, which this thread alone writes.
+        if unsafe { byte(word, 1) } == 0 {
             return false;
         }
         // SAFETY: there is room, so `n` is inside the array.
-        unsafe { *self.items(slot).add((w & N) as usize) = block };
+        unsafe { *self.items(slot).add(byte(word, 0)) = block };
         // A fork copies the item before the word (T4); on one thread the order costs nothing.
         core::sync::atomic::compiler_fence(Ordering::Release);
-        word.store(w.wrapping_add(PUSH), Ordering::Relaxed);
+        add(word, PUSH);
         true
     }
 

@@ -239,8 +239,12 @@ type Served = crate::valgrind::Untold;
 /// The slot of a small layout: the arithmetic that belongs into the program itself.
 #[inline(always)]
 fn small_slot(layout: Layout) -> Option<Slot> {
-    if layout.size() <= SMALL_MAX && layout.align() <= GRANULE {
-        Some(Slot::small(layout.size()))
+    // One test of both, since either bound is a power of two. Nobody asks for no bytes at all; who does, does elsewhere.
+    let past = layout.size().wrapping_sub(1);
+    if (past / SMALL_MAX) | (layout.align() / (2 * GRANULE)) == 0 {
+        // SAFETY: a power of two that divides a number into nothing is greater.
+        unsafe { core::hint::assert_unchecked(past < SMALL_MAX) };
+        Some(Slot::small(past + 1))
     } else {
         None
     }
