@@ -20,8 +20,7 @@ pub(crate) fn memory_max() -> Option<usize> {
         let Some(up) = path.iter().rposition(|&b| b == b'/') else { break };
         path = path.get(..up).unwrap_or_default();
     }
-    let mut buffer = [0; 64];
-    least.or_else(|| os::read_start(V1, &mut buffer).ok().and_then(parse))
+    least.or_else(|| limit_at(V1))
 }
 
 fn smaller(a: Option<usize>, b: Option<usize>) -> Option<usize> {
@@ -44,7 +43,11 @@ fn limit_in(path: &[u8]) -> Option<usize> {
         name.get_mut(len..len + part.len())?.copy_from_slice(part);
         len += part.len();
     }
-    let name = CStr::from_bytes_with_nul(name.get(..len)?).ok()?;
+    limit_at(CStr::from_bytes_with_nul(name.get(..len)?).ok()?)
+}
+
+#[inline(never)]
+fn limit_at(name: &CStr) -> Option<usize> {
     let mut buffer = [0; 64];
     os::read_start(name, &mut buffer).ok().and_then(parse)
 }

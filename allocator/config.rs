@@ -52,7 +52,7 @@ impl Config {
 
     const fn with(mut self, key: Key, value: Value) -> Self {
         assert!(
-            fits(key.row().kind, value),
+            fits(key.kind(), &value),
             "this option does not accept this value; see the options of nearheap"
         );
         self.values.put(key, value);
@@ -121,14 +121,10 @@ const fn classes_of(sizes: &[u32]) -> Classes {
     let mut classes = Classes::NONE;
     let mut rest = sizes;
     while let [bytes, after @ ..] = rest {
-        let next = classes.and(*bytes as usize);
         assert!(
-            next.is_some(),
+            classes.add(*bytes as usize),
             "block sizes: at most 64 ascending multiples of 16 up to 32768, from at most 64, each at most double the one before"
         );
-        if let Some(next) = next {
-            classes = next;
-        }
         rest = after;
     }
     classes

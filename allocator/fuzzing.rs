@@ -11,7 +11,7 @@
 extern crate std;
 
 use crate::config::Config;
-use crate::options::{Key, Row, bake};
+use crate::options::{Key, bake};
 use crate::report::LINE_BYTES;
 use crate::settings::{Settings, resolve};
 use crate::value::{Kind, parse_path, parse_plain};
@@ -32,7 +32,7 @@ fn read_back(kind: Kind, text: &[u8]) {
 /// Whether the settings have for every option what an environment says first, or what stood before.
 fn check_in_force(settings: &Settings, entries: &[(&[u8], &[u8])]) {
     for &key in Key::ALL {
-        let Row { name, kind, .. } = key.row();
+        let (name, kind) = (key.name(), key.kind());
         let name = std::format!("NEARHEAP_{}", name.to_ascii_uppercase());
         let first = entries.iter().find(|(n, _)| *n == name.as_bytes()).map(|&(_, text)| text);
         if let Kind::Path {} = kind {
@@ -50,7 +50,7 @@ fn check_in_force(settings: &Settings, entries: &[(&[u8], &[u8])]) {
 /// defaults of a build.
 pub fn options(input: &[u8]) {
     for &key in Key::ALL {
-        read_back(key.row().kind, input);
+        read_back(key.kind(), input);
         let _ = Key::closest(input);
     }
     let entries: Vec<(&[u8], &[u8])> = input

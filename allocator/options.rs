@@ -9,7 +9,7 @@
 
 use super::value::{
     Classes, FixedPath, Headers, HugePages, Kind, Limit, Millis, Policy, StatsFormat, Value, cut,
-    parse, same,
+    nth, parse, place_of,
 };
 use core::fmt;
 
@@ -74,20 +74,6 @@ macro_rules! options {
 }
 pub(crate) use options;
 
-/// What the table says of one option.
-#[derive(Clone, Copy)]
-pub(crate) struct Row {
-    pub(crate) name: &'static str,
-    pub(crate) kind: Kind,
-    /// For the table in the README, like `meaning`; programs should not carry them.
-    #[cfg(test)]
-    pub(crate) default: &'static str,
-    /// Follows "expected".
-    pub(crate) accepted: &'static str,
-    #[cfg(test)]
-    pub(crate) meaning: &'static str,
-}
-
 macro_rules! define {
     ($($name:ident: $type:ty = $kind:ident $range:tt; $default:literal; $accepted:literal; $meaning:literal;)*) => {
         /// One option of the table.
@@ -98,21 +84,28 @@ macro_rules! define {
         impl Key {
             pub(crate) const ALL: &'static [Self] = &[$(Self::$name),*];
 
-            #[inline(never)]
-            pub(crate) const fn row(self) -> Row {
+            /// Follows "expected".
+            pub(crate) const fn accepted(self) -> &'static str {
+                nth(concat!($($accepted, "\n"),*), b'\n', self as usize)
+            }
+
+            pub(crate) const fn kind(self) -> Kind {
                 match self {
-                    $(Self::$name => Row {
-                        name: stringify!($name),
-                        kind: Kind::$kind $range,
-                        #[cfg(test)]
-                        default: $default,
-                        accepted: $accepted,
-                        #[cfg(test)]
-                        meaning: $meaning,
-                    }),*
+                    $(Self::$name => Kind::$kind $range),*
+                }
+            }
+
+            /// For the table in the README; programs should not carry them.
+            #[cfg(test)]
+            fn default_and_meaning(self) -> (&'static str, &'static str) {
+                match self {
+                    $(Self::$name => ($default, $meaning)),*
                 }
             }
         }
+
+        /// As one text, which takes a fraction of the room that a table of pointers does.
+        const NAMES: &str = concat!($(stringify!($name), " "),*);
 
         /// A value for every option.
         #[derive(Clone, Copy, Debug)]
@@ -149,43 +142,51 @@ options!(define);
 const _: () = {
     let mut keys = Key::ALL;
     while let [key, rest @ ..] = keys {
-        assert!(key.row().name.len() <= NAME_MOST);
+        assert!(key.name().len() <= NAME_MOST);
         keys = rest;
     }
 };
 
 impl Key {
+    pub(crate) const fn name(self) -> &'static str {
+        nth(NAMES, b' ', self as usize)
+    }
+
     /// The option of this name, in any case of letters.
     pub(crate) const fn find(name: &[u8]) -> Option<Self> {
-        let mut keys = Self::ALL;
-        while let [key, rest @ ..] = keys {
-            if same(key.row().name.as_bytes(), name) {
-                return Some(*key);
-            }
-            keys = rest;
+        match place_of(name, NAMES) {
+            Some(place) => Self::at(place),
+            None => None,
         }
-        None
+    }
+
+    const fn at(place: usize) -> Option<Self> {
+        match Self::ALL.split_at_checked(place) {
+            Some((_, [key, ..])) => Some(*key),
+            _ => None,
+        }
     }
 
     /// The option that somebody who wrote `name` may have meant.
     pub(crate) fn closest(name: &[u8]) -> Option<Self> {
-        let most = if name.len() > NAME_MOST { return None } else { (1 + name.len() / 4).min(3) };
-        Self::ALL
-            .iter()
-            .map(|key| (distance(key.row().name.as_bytes(), name), *key))
-            .filter(|(distance, _)| *distance <= most)
-            .min_by_key(|(distance, _)| *distance)
-            .map(|(_, key)| key)
+        let mut most = if name.len() > NAME_MOST { 0 } else { (1 + name.len() / 4).min(3) };
+        let mut found = None;
+        let (mut place, mut rest) = (0, NAMES.as_bytes());
+        while let (word, Some(after)) = cut(rest, b' ') {
+            let letters = distance(word, name);
+            if letters <= most {
+                (most, found) = (letters.saturating_sub(1), Self::at(place));
+            }
+            (place, rest) = (place + 1, after);
+        }
+        found
     }
 }
 
 /// How many letters must be added, removed or changed; `right` is at most `NAME_MOST` long.
 fn distance(left: &[u8], right: &[u8]) -> usize {
     // cells[j]: the distance of the part of `left` read so far to the first j letters of `right`.
-    let mut cells = [0; NAME_MOST + 1];
-    for (at, cell) in cells.iter_mut().enumerate() {
-        *cell = at;
-    }
+    let mut cells: [usize; NAME_MOST + 1] = core::array::from_fn(|at| at);
     for (at, l) in left.iter().enumerate() {
         let mut diagonal = at;
         let mut before = at + 1;
@@ -250,7 +251,7 @@ pub(crate) const fn bake(text: &'static str) -> Result<Baked, Refusal> {
             return Err(Refusal { word, key: None, twice: false });
         };
         let value = match value {
-            Some(value) => parse(key.row().kind, value),
+            Some(value) => parse(key.kind(), value),
             None => None,
         };
         let Some(value) = value else { return Err(Refusal { word, key: Some(key), twice: false }) };
@@ -283,13 +284,13 @@ impl fmt::Display for Refusal {
         }
         match (self.key, Key::closest(name)) {
             (Some(_), _) if self.twice => out.write_str(": given twice"),
-            (Some(key), _) => write!(out, ": expected {}", key.row().accepted),
+            (Some(key), _) => write!(out, ": expected {}", key.accepted()),
             (None, Some(guess)) => {
-                write!(out, ": unknown option; did you mean {}?", guess.row().name)
+                write!(out, ": unknown option; did you mean {}?", guess.name())
             }
             (None, None) => {
                 out.write_str(": unknown option; the options are")?;
-                Key::ALL.iter().try_for_each(|key| write!(out, " {}", key.row().name))
+                Key::ALL.iter().try_for_each(|key| write!(out, " {}", key.name()))
             }
         }
     }
@@ -308,8 +309,9 @@ mod tests {
     #[test]
     fn what_a_row_accepts_names_its_range() {
         for key in Key::ALL {
-            let Row { name, kind, accepted, default, .. } = key.row();
-            let range = match kind {
+            let (name, accepted, (default, _)) =
+                (key.name(), key.accepted(), key.default_and_meaning());
+            let range = match key.kind() {
                 Kind::Size { most: usize::MAX } => format!("a size such as {default}"),
                 Kind::Size { most } => {
                     format!("a size from 0 to {} such as {default}", Value::Size(most))
@@ -369,7 +371,7 @@ mod tests {
     #[test]
     fn the_build_is_told_every_name() {
         let sentence = bake("gibberish=1").unwrap_err().to_string();
-        assert!(Key::ALL.iter().all(|key| sentence.contains(key.row().name)), "{sentence}");
+        assert!(Key::ALL.iter().all(|key| sentence.contains(key.name())), "{sentence}");
     }
 
     #[test]
@@ -400,7 +402,8 @@ mod tests {
     fn rows() -> String {
         let mut rows = String::from("| option | values | default | meaning |\n|---|---|---|---|\n");
         for key in Key::ALL {
-            let Row { name, accepted, default, meaning, .. } = key.row();
+            let (name, accepted, (default, meaning)) =
+                (key.name(), key.accepted(), key.default_and_meaning());
             rows += &format!("| `{name}` | {accepted} | `{default}` | {meaning} |\n");
         }
         rows

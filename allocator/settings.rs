@@ -9,7 +9,7 @@
 //! S4: a path is always read from `Settings`' own copy, whoever gave it; `values` has only the program's.
 
 use crate::config::Config;
-use crate::options::{BUILD_VARIABLE, Key, Keys, PREFIX, Row, Values};
+use crate::options::{BUILD_VARIABLE, Key, Keys, PREFIX, Values};
 use crate::report::Line;
 use crate::value::{FixedPath, Kind, PATH_MOST, Value, parse_path, parse_plain};
 use core::fmt::{self, Display};
@@ -60,7 +60,7 @@ const _: () = {
     let mut paths = 0;
     let mut keys = Key::ALL;
     while let [key, rest @ ..] = keys {
-        if let Kind::Path {} = key.row().kind {
+        if let Kind::Path {} = key.kind() {
             paths += 1;
         }
         keys = rest;
@@ -165,7 +165,7 @@ impl Settings {
 
     /// Sets an option from text; whether the text is accepted.
     fn set(&mut self, key: Key, text: &[u8]) -> bool {
-        let kind = key.row().kind;
+        let kind = key.kind();
         if let Kind::Path {} = kind {
             let path = parse_path(text);
             if let Some(path) = path {
@@ -194,10 +194,9 @@ impl Settings {
 
     #[inline(never)]
     fn tell_refused(&self, key: Key, text: &[u8], report: &mut dyn FnMut(&[u8])) {
-        let row = key.row();
         let mut line = Line::new();
-        push_assignment(&mut line, row, text);
-        line.push(format_args!(": expected {}; using ", row.accepted));
+        push_assignment(&mut line, key.name(), text);
+        line.push(format_args!(": expected {}; using ", key.accepted()));
         line.push_at_most(SHOWN_BYTES, format_args!("{}", Standing(self, key)));
         report(line.finish());
     }
@@ -211,7 +210,7 @@ impl Settings {
         let mut line = Line::new();
         line.push(format_args!("nearheap: "));
         if self.environment.has(Key::numa) {
-            push_variable(&mut line, Key::numa.row().name);
+            push_variable(&mut line, Key::numa.name());
         } else {
             line.push(format_args!("the {}'s numa", self.source(Key::numa)));
         }
@@ -225,7 +224,7 @@ impl Settings {
     fn list(&self, report: &mut dyn FnMut(&[u8])) {
         for &key in Key::ALL {
             let mut line = Line::new();
-            line.push(format_args!("nearheap: {} = ", key.row().name));
+            line.push(format_args!("nearheap: {} = ", key.name()));
             line.push_at_most(LISTED_BYTES, format_args!("{}", Standing(self, key)));
             line.push(format_args!(" ({})", self.source(key)));
             report(line.finish());
@@ -270,9 +269,9 @@ fn push_variable(line: &mut Line, name: &str) {
 
 /// Appends a whole assignment, with the text as somebody could have typed it.
 #[inline(never)]
-fn push_assignment(line: &mut Line, row: Row, text: &[u8]) {
+fn push_assignment(line: &mut Line, name: &str, text: &[u8]) {
     line.push(format_args!("nearheap: "));
-    push_variable(line, row.name);
+    push_variable(line, name);
     line.push(format_args!("=\""));
     line.push_at_most(SHOWN_BYTES, format_args!("{}", text.escape_ascii()));
     line.push(format_args!("\""));
@@ -286,7 +285,7 @@ fn tell_unknown(name: &[u8], report: &mut dyn FnMut(&[u8])) {
     line.push(format_args!(": unknown option; "));
     if let Some(key) = Key::closest(name) {
         line.push(format_args!("did you mean "));
-        push_variable(&mut line, key.row().name);
+        push_variable(&mut line, key.name());
         line.push(format_args!("?"));
     } else {
         line.push(format_args!("run with {PREFIX}VERBOSE=1 to see the options"));

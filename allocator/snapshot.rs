@@ -10,6 +10,7 @@ use crate::heap::Heap;
 use crate::part::Place;
 use crate::registry::Registry;
 use core::sync::atomic::{AtomicU64, Ordering};
+use crossbeam_utils::CachePadded;
 use nearheap_numa::{Os, os};
 use nearheap_stats::{ClassStats, HugeStats, NodeStats, Snapshot, SystemStats, ThreadStats};
 
@@ -20,15 +21,17 @@ fn add_huge(to: &mut HugeStats, from: &HugeCounts) {
     to.freed_bytes += from.freed.load(Ordering::Relaxed);
 }
 
-/// Segments of a shard, and bytes that they retain.
+/// Segments of some shards, and bytes that they retain.
 #[inline(never)]
-fn held_by(place: &Place) -> (u64, u64) {
+fn held_by(places: &[CachePadded<Place>]) -> (u64, u64) {
     let (mut segments, mut retained) = (0, 0);
-    let _ = place.shard.lock().find_segment(|segment| {
-        segments += 1;
-        retained += segment.retained_bytes() as u64;
-        None::<()>
-    });
+    for place in places {
+        let _ = place.shard.lock().find_segment(|segment| {
+            segments += 1;
+            retained += segment.retained_bytes() as u64;
+            None::<()>
+        });
+    }
     (segments, retained)
 }
 
@@ -57,8 +60,8 @@ impl<O: Os> Heap<O> {
         }
         drop(registry);
         let mut segments = 0;
-        for place in self.granules.places() {
-            segments += held_by(place).0;
+        for (_, of) in self.granules.parts.iter() {
+            segments += held_by(&of.shards).0;
         }
         into.push_node(NodeStats {
             node: u64::from(self.granules.homes.only()),
@@ -80,12 +83,8 @@ impl<O: Os> Heap<O> {
         for (part, of) in self.granules.parts.iter() {
             let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
             let (huge, kept) = self.huge.of_part(part);
-            let (mut segments, mut retained) = (0, kept as u64);
-            for place in &of.shards {
-                let held = held_by(place);
-                segments += held.0;
-                retained += held.1;
-            }
+            let (segments, retained) = held_by(&of.shards);
+            let retained = retained + kept as u64;
             let cached_bytes = self.cached_in(registry, part);
             let live = (self.granules.taken_of(of) + huge) as u64;
             let t = &of.traffic;

@@ -154,9 +154,11 @@ impl Classes {
         self.sizes.get(..usize::from(self.len)).unwrap_or(&[])
     }
 
-    /// Appends a size in bytes; `None` when that would break K1.
-    pub(crate) const fn and(mut self, bytes: usize) -> Option<Self> {
-        let (used, free) = some!(self.sizes.split_at_mut_checked(self.len as usize));
+    /// Appends a size in bytes; whether that keeps K1.
+    pub(crate) const fn add(&mut self, bytes: usize) -> bool {
+        let Some((used, free)) = self.sizes.split_at_mut_checked(self.len as usize) else {
+            return false;
+        };
         let (above, most) = match used {
             [.., last] => (*last as usize * GRANULE_BYTES, *last as usize * GRANULE_BYTES * 2),
             [] => (0, CLASS_BYTES_FIRST),
@@ -166,23 +168,22 @@ impl Classes {
             || bytes > CLASS_BYTES_MOST
             || !bytes.is_multiple_of(GRANULE_BYTES)
         {
-            return None;
+            return false;
         }
-        let [next, ..] = free else { return None };
+        let [next, ..] = free else { return false };
         *next = (bytes / GRANULE_BYTES) as u16;
         self.len += 1;
-        Some(self)
+        true
     }
 
     const fn parse(text: &[u8]) -> Option<Self> {
-        if same(text, b"none") {
-            return Some(Self::NONE);
-        }
         let mut classes = Self::NONE;
-        let mut rest = Some(text);
+        let mut rest = if same(text, b"none") { None } else { Some(text) };
         while let Some(list) = rest {
             let (item, after) = cut(list, b',');
-            classes = some!(classes.and(some!(size(item))));
+            if !classes.add(some!(size(item))) {
+                return None;
+            }
             rest = after;
         }
         Some(classes)
@@ -198,15 +199,15 @@ impl Millis {
 }
 
 /// Whether `value` is one that an option of this kind may have.
-pub(crate) const fn fits(kind: Kind, value: Value) -> bool {
+pub(crate) const fn fits(kind: Kind, value: &Value) -> bool {
     match (kind, value) {
-        (Kind::Size { most }, Value::Size(bytes)) => bytes <= most,
-        (Kind::Count { least, most }, Value::Count(count)) => least <= count && count <= most,
+        (Kind::Size { most }, Value::Size(bytes)) => *bytes <= most,
+        (Kind::Count { least, most }, Value::Count(count)) => least <= *count && *count <= most,
         (Kind::Time { most }, Value::Time(time)) => time.0 <= most.0,
         (Kind::Limit {}, Value::Limit(limit)) => match limit {
             Limit::None => true,
-            Limit::Bytes(bytes) => bytes > 0,
-            Limit::Percent(share) => 0 < share && share <= 100,
+            Limit::Bytes(bytes) => *bytes > 0,
+            Limit::Percent(share) => 0 < *share && *share <= 100,
         },
         (Kind::Numa {}, Value::Numa(policy)) => policy.is_sound(),
         (Kind::Path {}, Value::Path(FixedPath(path))) => match path {
@@ -243,19 +244,14 @@ pub(crate) const fn parse_plain(kind: Kind, text: &[u8]) -> Option<Value> {
             _ => return None,
         },
         Kind::Time { .. } => Value::Time(some!(time(text))),
-        Kind::HugePages {} if same(text, b"auto") => Value::HugePages(HugePages::Auto),
-        Kind::HugePages {} if some!(flag(text)) => Value::HugePages(HugePages::On),
-        Kind::HugePages {} => Value::HugePages(HugePages::Off),
         Kind::Numa {} => Value::Numa(some!(Policy::parse(text))),
         Kind::Limit {} => Value::Limit(some!(limit(text))),
-        Kind::Stats {} => Value::Stats(some!(stats(text))),
-        Kind::Headers {} if same(text, b"auto") => Value::Headers(Headers::Auto),
-        Kind::Headers {} if some!(flag(text)) => Value::Headers(Headers::On),
-        Kind::Headers {} => Value::Headers(Headers::Off),
-        Kind::Flag {} => Value::Flag(some!(flag(text))),
         Kind::Path {} => return None,
+        Kind::HugePages {} | Kind::Stats {} | Kind::Headers {} | Kind::Flag {} => {
+            some!(choice(kind, some!(word(text))))
+        }
     };
-    if fits(kind, value) { Some(value) } else { None }
+    if fits(kind, &value) { Some(value) } else { None }
 }
 
 /// Reads a path: `Some(None)` for the word `none`, `None` for what cannot be one.
@@ -282,29 +278,72 @@ const fn path_fits(path: &[u8]) -> bool {
     !path.is_empty() && path.len() <= PATH_MOST
 }
 
-#[inline(never)]
-const fn flag(text: &[u8]) -> Option<bool> {
-    if same(text, b"1") || same(text, b"true") || same(text, b"yes") || same(text, b"on") {
-        Some(true)
-    } else if same(text, b"0") || same(text, b"false") || same(text, b"no") || same(text, b"off") {
-        Some(false)
+/// The words of all the kinds whose values have names: those for off, those for on, and what they are written as.
+const WORDS: &str = "0 false no off 1 true yes on auto text json openmetrics ";
+const OFF: usize = 3;
+const ON: usize = 7;
+const AUTO: usize = 8;
+const TEXT: usize = 9;
+const JSON: usize = 10;
+const OPEN_METRICS: usize = 11;
+
+/// The number of a word, one for all that mean the same.
+const fn word(text: &[u8]) -> Option<usize> {
+    let place = some!(place_of(text, WORDS));
+    Some(if place <= OFF {
+        OFF
+    } else if place <= ON {
+        ON
     } else {
-        None
-    }
+        place
+    })
 }
 
-const fn stats(text: &[u8]) -> Option<StatsFormat> {
-    if same(text, b"text") {
-        Some(StatsFormat::Text)
-    } else if same(text, b"json") {
-        Some(StatsFormat::Json)
-    } else if same(text, b"openmetrics") {
-        Some(StatsFormat::OpenMetrics)
-    } else if some!(flag(text)) {
-        Some(StatsFormat::Text)
-    } else {
-        Some(StatsFormat::Off)
+/// The value of a kind that a word stands for.
+const fn choice(kind: Kind, word: usize) -> Option<Value> {
+    Some(match (kind, word) {
+        (Kind::Flag {}, OFF | ON) => Value::Flag(word == ON),
+        (Kind::HugePages {}, OFF) => Value::HugePages(HugePages::Off),
+        (Kind::HugePages {}, ON) => Value::HugePages(HugePages::On),
+        (Kind::HugePages {}, AUTO) => Value::HugePages(HugePages::Auto),
+        (Kind::Headers {}, OFF) => Value::Headers(Headers::Off),
+        (Kind::Headers {}, ON) => Value::Headers(Headers::On),
+        (Kind::Headers {}, AUTO) => Value::Headers(Headers::Auto),
+        (Kind::Stats {}, OFF) => Value::Stats(StatsFormat::Off),
+        (Kind::Stats {}, ON | TEXT) => Value::Stats(StatsFormat::Text),
+        (Kind::Stats {}, JSON) => Value::Stats(StatsFormat::Json),
+        (Kind::Stats {}, OPEN_METRICS) => Value::Stats(StatsFormat::OpenMetrics),
+        _ => return None,
+    })
+}
+
+/// The place of a text among words of which each ends in a space.
+#[inline(never)]
+pub(crate) const fn place_of(text: &[u8], words: &str) -> Option<usize> {
+    let (mut place, mut rest) = (0, words.as_bytes());
+    while let (word, Some(after)) = cut(rest, b' ') {
+        if same(word, text) {
+            return Some(place);
+        }
+        (place, rest) = (place + 1, after);
     }
+    None
+}
+
+/// One of several texts of which each ends in `mark`; empty behind the last.
+#[inline(never)]
+pub(crate) const fn nth(texts: &'static str, mark: u8, place: usize) -> &'static str {
+    let (mut left, mut rest) = (place, texts);
+    while let (text, Some(after)) = cut(rest.as_bytes(), mark) {
+        let Some((text, _)) = rest.split_at_checked(text.len()) else { break };
+        if left == 0 {
+            return text;
+        }
+        left -= 1;
+        let Some((_, after)) = rest.split_at_checked(rest.len() - after.len()) else { break };
+        rest = after;
+    }
+    ""
 }
 
 const fn limit(text: &[u8]) -> Option<Limit> {
@@ -365,6 +404,7 @@ const fn number(text: &[u8]) -> Option<(usize, &[u8])> {
 }
 
 /// The text before the first `mark`, and the text after it if there is one.
+#[inline(never)]
 pub(crate) const fn cut(text: &[u8], mark: u8) -> (&[u8], Option<&[u8]>) {
     let mut rest = text;
     while let [byte, after @ ..] = rest {
@@ -379,30 +419,35 @@ pub(crate) const fn cut(text: &[u8], mark: u8) -> (&[u8], Option<&[u8]>) {
 
 impl fmt::Display for Value {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Classes(classes) => write_classes(out, classes),
-            Self::Size(bytes) | Self::Limit(Limit::Bytes(bytes)) => write_size(out, *bytes),
-            Self::Count(count) => write!(out, "{count}"),
-            Self::Time(time) => write_time(out, time.0),
+        let (count, unit) = match self {
+            Self::Classes(classes) => return write_classes(out, classes),
+            Self::Numa(policy) => return policy.fmt(out),
+            Self::Path(FixedPath(Some(path))) => return path.escape_ascii().fmt(out),
+            Self::Size(bytes) | Self::Limit(Limit::Bytes(bytes)) => size_in_unit(*bytes),
+            Self::Count(count) => (*count, ""),
+            Self::Time(time) => time_in_unit(time.0 as usize),
+            Self::Limit(Limit::Percent(share)) => (usize::from(*share), "%"),
+            Self::Limit(Limit::None) | Self::Path(FixedPath(None)) => return out.write_str("none"),
+            Self::Flag(on) => return write_word(out, if *on { ON } else { OFF }),
             Self::HugePages(HugePages::Auto) | Self::Headers(Headers::Auto) => {
-                out.write_str("auto")
+                return write_word(out, AUTO);
             }
-            Self::HugePages(HugePages::On) | Self::Headers(Headers::On) | Self::Flag(true) => {
-                out.write_str("on")
+            Self::HugePages(HugePages::On) | Self::Headers(Headers::On) => {
+                return write_word(out, ON);
             }
             Self::HugePages(HugePages::Off)
             | Self::Headers(Headers::Off)
-            | Self::Flag(false)
-            | Self::Stats(StatsFormat::Off) => out.write_str("off"),
-            Self::Numa(policy) => policy.fmt(out),
-            Self::Limit(Limit::None) | Self::Path(FixedPath(None)) => out.write_str("none"),
-            Self::Limit(Limit::Percent(share)) => write!(out, "{share}%"),
-            Self::Stats(StatsFormat::Text) => out.write_str("text"),
-            Self::Stats(StatsFormat::Json) => out.write_str("json"),
-            Self::Stats(StatsFormat::OpenMetrics) => out.write_str("openmetrics"),
-            Self::Path(FixedPath(Some(path))) => write!(out, "{}", path.escape_ascii()),
-        }
+            | Self::Stats(StatsFormat::Off) => return write_word(out, OFF),
+            Self::Stats(StatsFormat::Text) => return write_word(out, TEXT),
+            Self::Stats(StatsFormat::Json) => return write_word(out, JSON),
+            Self::Stats(StatsFormat::OpenMetrics) => return write_word(out, OPEN_METRICS),
+        };
+        write!(out, "{count}{unit}")
     }
+}
+
+fn write_word(out: &mut fmt::Formatter<'_>, word: usize) -> fmt::Result {
+    out.write_str(nth(WORDS, b' ', word))
 }
 
 fn write_classes(out: &mut fmt::Formatter<'_>, classes: &Classes) -> fmt::Result {
@@ -418,24 +463,17 @@ fn write_classes(out: &mut fmt::Formatter<'_>, classes: &Classes) -> fmt::Result
 }
 
 /// In the largest unit that leaves no remainder, as `parse` reads it.
-fn write_size(out: &mut fmt::Formatter<'_>, bytes: usize) -> fmt::Result {
-    match bytes.trailing_zeros() {
-        _ if bytes == 0 => out.write_str("0"),
-        40.. => write!(out, "{}T", bytes >> 40),
-        30.. => write!(out, "{}G", bytes >> 30),
-        20.. => write!(out, "{}M", bytes >> 20),
-        10.. => write!(out, "{}K", bytes >> 10),
-        _ => write!(out, "{bytes}"),
-    }
+fn size_in_unit(bytes: usize) -> (usize, &'static str) {
+    let unit = if bytes == 0 { 0 } else { (bytes.trailing_zeros() / 10).min(4) };
+    (bytes >> (10 * unit), nth(" K M G T ", b' ', unit as usize))
 }
 
-fn write_time(out: &mut fmt::Formatter<'_>, millis: u32) -> fmt::Result {
+fn time_in_unit(millis: usize) -> (usize, &'static str) {
     match millis {
-        0 => out.write_str("0ms"),
-        _ if millis.is_multiple_of(3_600_000) => write!(out, "{}h", millis / 3_600_000),
-        _ if millis.is_multiple_of(60_000) => write!(out, "{}m", millis / 60_000),
-        _ if millis.is_multiple_of(1000) => write!(out, "{}s", millis / 1000),
-        _ => write!(out, "{millis}ms"),
+        _ if millis == 0 || !millis.is_multiple_of(1000) => (millis, "ms"),
+        _ if millis.is_multiple_of(3_600_000) => (millis / 3_600_000, "h"),
+        _ if millis.is_multiple_of(60_000) => (millis / 60_000, "m"),
+        _ => (millis / 1000, "s"),
     }
 }
 

@@ -41,7 +41,7 @@ impl Row {
 
     /// Whether the allocator will accept a text.
     pub(crate) fn accepts(&self, text: &[u8]) -> bool {
-        match Key::find(self.name.as_bytes()).map(|key| key.row().kind) {
+        match Key::find(self.name.as_bytes()).map(|key| key.kind()) {
             Some(Kind::Path {}) => parse_path(text).is_some(),
             Some(kind) => parse_plain(kind, text).is_some(),
             None => false,

@@ -260,7 +260,7 @@ fn no_bytes_surprise_it() {
         scramble(&mut random, &mut name);
         let key = Key::ALL.get(random() % (Key::ALL.len() + 2));
         if let Some(key) = key {
-            name = key.row().name.to_ascii_uppercase().into_bytes();
+            name = key.name().to_ascii_uppercase().into_bytes();
         }
         let variable = [PREFIX.as_bytes(), &name].concat();
         // `resolved` asserts the length and the letters of every line.

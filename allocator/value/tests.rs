@@ -139,10 +139,10 @@ fn a_path_may_be_as_long_as_its_copy() {
 
 #[test]
 fn a_list_holds_64_sizes() {
-    let listed =
-        |count: usize| (1..=count).try_fold(Classes::NONE, |list, at| list.and(at * GRANULE_BYTES));
-    assert_eq!(listed(CLASSES_MOST).unwrap().sizes().len(), 64);
-    assert_eq!(listed(CLASSES_MOST + 1), None);
+    let mut list = Classes::NONE;
+    assert!((1..=CLASSES_MOST).all(|at| list.add(at * GRANULE_BYTES)));
+    assert_eq!(list.sizes().len(), 64);
+    assert!(!list.add((CLASSES_MOST + 1) * GRANULE_BYTES));
 }
 
 #[test]
@@ -156,4 +156,16 @@ fn every_size_rounds_up_to_the_next_listed_one() {
     }
     assert_eq!(classes.round_up(13), None);
     assert_eq!(Classes::NONE.round_up(1), None);
+}
+
+#[test]
+fn texts_have_their_places() {
+    let all = "one two  four ";
+    assert_eq!(["one", "two", "", "four", ""], [0, 1, 2, 3, 4].map(|place| nth(all, b' ', place)));
+    assert_eq!(place_of(b"FOUR", all), Some(3));
+    assert_eq!(place_of(b"five", all), None);
+    assert_eq!(place_of(b"on", all), None);
+    for (word, place) in [("off", OFF), ("on", ON), ("auto", AUTO), ("openmetrics", OPEN_METRICS)] {
+        assert_eq!(nth(WORDS, b' ', place), word);
+    }
 }

@@ -4,7 +4,7 @@
 //! T1: every line begins with `nearheap: ` and ends with a newline.
 //! T2: bytes appear exactly, as plain digits; the rounded figure before them is for the eye.
 
-use super::{EachThread, NodeName};
+use super::{EachThread, NodeName, cut};
 use crate::rows::{SystemStats, Totals};
 use crate::snapshot::Snapshot;
 use core::fmt::{self, Write};
@@ -12,26 +12,27 @@ use core::fmt::{self, Write};
 /// Threads that the text shows; of the others it gives the number, and JSON lists them all.
 pub const TEXT_THREADS: u64 = 32;
 
-/// The lines above the tables, in the columns of their rows.
+/// The lines above the tables, in the columns of their rows; and how wide their columns of numbers are.
 const CLASSES: &str = "nearheap: classes      size   align       allocs        frees  in use blocks    in use bytes  cached blocks\n";
+const CLASS: &[u8] = &[13, 13, 15, 16, 15];
 const NODES: &str = "nearheap: nodes        node  shards       allocs        frees   cached bytes    in use bytes retained bytes  segments\n";
+const NODE: &[u8] = &[8, 13, 13, 15, 16, 15, 10];
 const THREADS: &str = "nearheap: threads                id       allocs        frees  allocated bytes   freed bytes   cached bytes\n";
+const THREAD: &[u8] = &[16, 13, 13, 17, 14, 15];
 
 /// Bytes as `12.5 MiB (13107200 bytes)`, rounded down; below 1 KiB only the exact count.
 struct Bytes(u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const UNITS: [(u32, &str); 6] =
-            [(60, "EiB"), (50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
         let Self(bytes) = *self;
-        for (shift, name) in UNITS {
-            let unit = 1_u64 << shift;
-            if bytes >= unit {
-                // The rest is below 2^60, so ten times it fits.
-                let tenths = (bytes % unit) * 10 / unit;
-                return write!(f, "{}.{tenths} {name} ({bytes} bytes)", bytes / unit);
-            }
+        let thousands = bytes.checked_ilog2().unwrap_or(0) / 10;
+        if let Some(letter) = b"KMGTPE".get(thousands.wrapping_sub(1) as usize) {
+            let unit = 1_u64 << (10 * thousands);
+            // The rest is below 2^60, so ten times it fits.
+            let (whole, tenths) = (bytes / unit, bytes % unit * 10 / unit);
+            write!(f, "{whole}.{tenths} {}iB (", char::from(*letter))?;
+            return write!(f, "{bytes} bytes)");
         }
         write!(f, "{bytes} bytes")
     }
@@ -61,16 +62,20 @@ pub(super) fn write(
 }
 
 fn system(s: &SystemStats, w: &mut dyn Write) -> fmt::Result {
-    let lines = [
-        ("mapped", s.mapped_bytes),
-        ("committed", s.committed_bytes),
-        ("peak committed", s.peak_committed_bytes),
-        ("metadata", s.metadata_bytes),
-        ("retained", s.retained_bytes),
-        ("purged", s.purged_bytes),
+    let bytes = [
+        s.mapped_bytes,
+        s.committed_bytes,
+        s.peak_committed_bytes,
+        s.metadata_bytes,
+        s.retained_bytes,
+        s.purged_bytes,
     ];
-    for (name, bytes) in lines {
-        writeln!(w, "nearheap: {name}: {}", Bytes(bytes))?;
+    let (mut bytes, mut names) =
+        (bytes.iter(), "mapped,committed,peak committed,metadata,retained,purged");
+    while !names.is_empty() {
+        let (name, rest) = cut(names, b',');
+        writeln!(w, "nearheap: {name}: {}", Bytes(bytes.next().copied().unwrap_or_default()))?;
+        names = rest;
     }
     writeln!(
         w,
@@ -80,48 +85,49 @@ fn system(s: &SystemStats, w: &mut dyn Write) -> fmt::Result {
     writeln!(w, "nearheap: soft limit crossed: {} times", s.soft_limit_crossings)
 }
 
-/// One row of the table of classes; `size` is a number or a dash.
-fn class_row(
-    w: &mut dyn Write,
-    what: &str,
-    (size, align): (&dyn fmt::Display, &dyn fmt::Display),
-    t: &Totals,
-    cached: &dyn fmt::Display,
-) -> fmt::Result {
-    writeln!(
-        w,
-        "nearheap: {what:<9}{size:>8}{align:>8}{:>13}{:>13}{:>15}{:>16}{cached:>15}",
-        t.allocs, t.frees, t.in_use_blocks, t.in_use_bytes
-    )
+/// One row of a table: what it is of, then numbers; a dash in each column that has none.
+#[inline(never)]
+fn row(w: &mut dyn Write, what: fmt::Arguments<'_>, widths: &[u8], numbers: &[u64]) -> fmt::Result {
+    write!(w, "nearheap: {what}")?;
+    for (column, &width) in widths.iter().enumerate() {
+        let width = usize::from(width);
+        match numbers.get(column) {
+            Some(number) => write!(w, "{number:>width$}")?,
+            None => write!(w, "{:>width$}", "-")?,
+        }
+    }
+    w.write_char('\n')
 }
 
 fn classes(s: &Snapshot, w: &mut dyn Write) -> fmt::Result {
     w.write_str(CLASSES)?;
     for c in s.classes().iter().filter(|c| c.is_used()) {
-        class_row(w, "class", (&c.size, &c.align), &c.sums(), &c.cached_blocks)?;
+        let numbers = [c.allocs, c.frees, c.in_use_blocks(), c.in_use_bytes(), c.cached_blocks];
+        row(w, format_args!("class    {:>8}{:>8}", c.size, c.align), CLASS, &numbers)?;
     }
     if s.unlisted() != Totals::default() {
-        class_row(w, "unlisted", (&"-", &"-"), &s.unlisted(), &"-")?;
+        sums(w, format_args!("unlisted        -       -"), s.unlisted())?;
     }
-    class_row(w, "huge", (&"-", &"-"), &s.huge.sums(), &"-")
+    sums(w, format_args!("huge            -       -"), s.huge.sums())
+}
+
+fn sums(w: &mut dyn Write, what: fmt::Arguments<'_>, t: Totals) -> fmt::Result {
+    row(w, what, CLASS, &[t.allocs, t.frees, t.in_use_blocks, t.in_use_bytes])
 }
 
 fn nodes(s: &Snapshot, w: &mut dyn Write) -> fmt::Result {
     w.write_str(NODES)?;
     for n in s.nodes() {
-        writeln!(
-            w,
-            "nearheap: {:<9}{:>8}{:>8}{:>13}{:>13}{:>15}{:>16}{:>15}{:>10}",
-            "node",
-            NodeName(n.node),
+        let numbers = [
             n.shards,
             n.allocs,
             n.frees,
             n.cached_bytes,
             n.in_use_bytes,
             n.retained_bytes,
-            n.segments
-        )?;
+            n.segments,
+        ];
+        row(w, format_args!("node     {:>8}", NodeName(n.node)), NODE, &numbers)?;
     }
     if s.system.refused_topologies > 0 {
         w.write_str("nearheap: the system does not say what NUMA nodes there are\n")?;
@@ -157,11 +163,8 @@ fn thread_rows(
         if seen == 1 {
             w.write_str(THREADS)?;
         }
-        writeln!(
-            w,
-            "nearheap: {:<9}{:>16}{:>13}{:>13}{:>17}{:>14}{:>15}",
-            "thread", t.id, t.allocs, t.frees, t.allocated_bytes, t.freed_bytes, t.cached_bytes
-        )
+        let numbers = [t.id, t.allocs, t.frees, t.allocated_bytes, t.freed_bytes, t.cached_bytes];
+        row(w, format_args!("thread   "), THREAD, &numbers)
     })?;
     match seen.saturating_sub(TEXT_THREADS) {
         0 => Ok(()),
