@@ -63,7 +63,7 @@ pub(crate) struct Granules<O> {
     others: AtomicUsize,
     /// Metadata of withdrawn segments, for the next ones.
     spare: Lock<Spare>,
-    /// New segments are backed by huge pages once this many bytes are out.
+    /// New segments are backed by huge pages once so many bytes are out for each shard in use.
     pub(crate) huge_pages_from: Late,
     /// What giving memory back too early has cost.
     pub(crate) refaults: Refaults,
@@ -419,7 +419,7 @@ impl<O: Os> Granules<O> {
         };
         self.mapped(shard / SHARDS, SEGMENT);
         self.put(shard / SHARDS, base, SEGMENT);
-        let huge = self.taken() >= self.huge_pages_from.get();
+        let huge = self.taken() >= self.huge_pages_from.get().saturating_mul(self.active());
         // A small heap says no as well: where the system's setting is `always`, a touched byte would cost 2 MiB.
         // SAFETY: mapped above.
         unsafe { self.source.advise_huge(base, SEGMENT, huge) };

@@ -500,11 +500,10 @@ impl<O: Os> Heap<O> {
         }
     }
 
-    /// Whether a huge block is backed by huge pages: in a large heap all that can hold one are, in a small one those from
-    /// a quarter of that size on. What is wasted is less than a huge page each, behind what has been touched.
+    /// Whether a huge block is backed by huge pages: each that can hold one is. What is wasted is less than a huge page,
+    /// behind what has been touched.
     fn wants_huge_pages(&self, len: usize) -> bool {
-        let from = self.granules.huge_pages_from.get();
-        len >= HUGE_PAGE && from != usize::MAX && self.live().saturating_add(4 * len) >= from
+        len >= HUGE_PAGE && self.granules.huge_pages_from.get() != usize::MAX
     }
 
     #[inline(never)]
