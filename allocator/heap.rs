@@ -28,6 +28,8 @@ use nearheap_numa::{Os, const_unless_loom};
 /// A cache may hold this much, and a share of what is live, before its slots stop growing.
 const CACHE_FLOOR: usize = 32 << 10;
 const CACHE_SHARE: usize = 8;
+/// Where each may hold a page of its own, a smaller share of what is out.
+const SPARSE_SHARE: usize = 256;
 
 /// Beyond the share of each, the magazines may keep as much as free pages are kept at least, and a part of what is
 /// committed.
@@ -328,7 +330,8 @@ impl<O: Os> Heap<O> {
         let limit = cap_limit(slot, size, self.knobs.slot_blocks());
         let sparse = self.sparse.load(Ordering::Relaxed);
         let share = CACHE_FLOOR + self.granules.source.committed() / CACHE_SHARE;
-        let budget = if sparse { CACHE_FLOOR / 4 } else { share }.min(self.knobs.cache_bytes());
+        let few = CACHE_FLOOR / 4 + self.granules.taken() / SPARSE_SHARE;
+        let budget = if sparse { few } else { share }.min(self.knobs.cache_bytes());
         cache.grown_cap(slot, size, limit, budget)
     }
 

@@ -10,7 +10,7 @@
 //! 3. halves of segments that are all free are purged, which leaves huge pages whole;
 //! 4. runs of free pages of at least 64 KiB, if there is twice as much as should be;
 //! 5. single free pages, in chunks to which nothing was given for `purge_delay`; in all chunks, where for a quarter of
-//!    that more was free than live or half as much again as may be, or where there is six times as much as is out and
+//!    that more was free than live or half as much again as may be, or where there is twelve times as much as is out and
 //!    not in magazines: page by page, a heap that is being emptied costs the kernel as much as it cost to fill, for pages
 //!    that are soon part of something larger;
 //! 6. the other kept mappings are unmapped.
@@ -47,7 +47,7 @@ const LONG_RUN: usize = 64 << 10;
 /// At most so many bytes are taken out of use for one call of the kernel.
 const ONE_PURGE: usize = 4 << 20;
 /// Bytes free over bytes in use from which all of a heap is purged at once.
-const LAST: usize = 6;
+const LAST: usize = 12;
 /// A cache that may hold more than this is emptied there whoever frees.
 const SPARSE_CACHE: usize = 512 << 10;
 /// Pages in use over bytes in use from which caches are emptied.
@@ -184,7 +184,9 @@ impl<O: Os> Heap<O> {
         let now = far && (budget.is_far_for(delay_ms / 4, now_ms) || last);
         let quiet_ms = if now { 0 } else { delay_ms };
         let rested = now_ms.saturating_sub(budget.left_ms) >= quiet_ms.max(1);
-        if retained <= most || !rested && retained <= budget.left + base / 8 {
+        if retained <= most
+            || !rested && retained <= budget.left + base.max(budget.left.min(live)) / 8
+        {
             return;
         }
         self.purge_down(Effort { target: most - most / 4, least: LONG_RUN, quiet_ms }, now_ms);
