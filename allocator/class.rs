@@ -123,6 +123,12 @@ impl Slot {
         Self((SMALL_SLOTS + step_of(size, SMALL_LOG, STEPS_LOG)) as u8)
     }
 
+    /// The slot at a place in tables of [`SLOTS`] entries.
+    #[inline]
+    pub(crate) fn numbered(i: usize) -> Option<Self> {
+        (i < SLOTS).then_some(Self(i as u8))
+    }
+
     /// Every slot, in order.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         (0..SLOTS).map(|i| Self(i as u8))

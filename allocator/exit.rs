@@ -9,7 +9,7 @@
 use crate::report::Line;
 use crate::start::{HEAP, own_cache, settings};
 use crate::value::StatsFormat;
-use crate::{headed, quarantine};
+use crate::{headed, nested, quarantine};
 use core::ffi::CStr;
 use core::fmt::{self, Write};
 use nearheap_numa::lock::Lock;
@@ -22,6 +22,7 @@ static SNAPSHOT: Lock<Snapshot> = Lock::new(Snapshot::new());
 /// Registered before anything of the program's, so it runs after all of that.
 pub(crate) fn register() {
     extern "C" fn at_exit() {
+        nested::drain();
         if headed::is_on() {
             quarantine::drain(own_cache());
         }

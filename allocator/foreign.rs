@@ -22,6 +22,7 @@ use crate::extents::{ENTRIES, LEAF_SHIFT, Leaf};
 use crate::fault::{self, Fault, Misuse, survive};
 use crate::headed;
 use crate::heap::{Found, cleared};
+use crate::nested;
 use crate::segment::SEGMENT_SHIFT;
 use crate::start::{self, HEAP};
 use crate::tls::{self, Standing};
@@ -73,6 +74,8 @@ enum Kind {
     Granules(usize),
     /// With a mapping of its own: its bytes.
     Huge(usize),
+    /// Of a signal handler.
+    Nested(Layout),
 }
 
 /// The slot of a short block near the first one: what most frees free.
@@ -102,15 +105,55 @@ fn settle(near: &Near, address: usize) {
     }
 }
 
-/// The block at an address; the process ends where there is none.
-fn find(address: usize) -> Kind {
+/// The block at an address; the process ends where there is none. `None`: in a signal handler it can't be told, since its
+/// thread may be inside the table of huge blocks.
+fn find(address: usize) -> Option<Kind> {
     if let Some(k) = HEAP.granules.extents.extent(address) {
-        return Kind::Granules(k);
+        return Some(Kind::Granules(k));
     }
-    match HEAP.huge.len_of(address) {
-        Ok(len) => Kind::Huge(len),
+    if let Some(block) = nested::block_at(address) {
+        return Some(Kind::Nested(match block {
+            nested::Block::Granules(k) => layout_of(k, address),
+            nested::Block::Mapped(len) => layout_of_huge(len, address),
+        }));
+    }
+    match HEAP.huge.len_of(address, !tls::is_nested())? {
+        Ok(len) => Some(Kind::Huge(len)),
+        Err(_) if tls::is_nested() => None,
         Err(misuse) => die(HEAP.granules.misuse_at(address).unwrap_or(misuse), address),
     }
+}
+
+impl Kind {
+    /// The layout that gives it back, and its bytes.
+    fn layout(self, address: usize) -> (Layout, usize) {
+        match self {
+            Self::Granules(k) => (layout_of(k, address), k * GRANULE),
+            Self::Huge(len) => (layout_of_huge(len, address), len),
+            Self::Nested(layout) => (layout, layout.size()),
+        }
+    }
+}
+
+/// The layout that gives a handler's block back.
+pub(crate) fn layout_of_nested(block: *mut u8) -> Option<Layout> {
+    nested::block_at(block as usize)?;
+    find(block as usize).map(|kind| kind.layout(block as usize).0)
+}
+
+/// A block of a signal handler: in the region, or with a mapping of its own, which its free will find as huge.
+#[cold]
+fn obtain_nested(size: usize, align: usize) -> *mut u8 {
+    let plain = align <= GRANULE && size <= CACHED_MAX && start::is_ready();
+    let layout = if headed::is_on() {
+        Layout::from_size_align(size, align.max(GRANULE)).ok()
+    } else if plain {
+        layout_for(size)
+    } else {
+        let len = HEAP.granules.source.in_pages(size.max(1));
+        len.and_then(|len| Layout::from_size_align(len, align.max(HUGE_ALIGN)).ok())
+    };
+    layout.map_or(ptr::null_mut(), |layout| nested::obtain(layout, false, true))
 }
 
 #[cold]
@@ -145,6 +188,7 @@ fn cached(slot: Option<Slot>) -> Option<Slot> {
 
 /// The calling thread's cache, and the heap started.
 fn cache() -> Option<&'static Cache> {
+    nested::drain();
     match tls::standing() {
         // Who is watched has blocks in its cache, which the cold paths here don't look for.
         _ if tls::watched().is_some() => None,
@@ -220,6 +264,10 @@ extern "C" fn malloc_other(size: usize) -> *mut u8 {
 #[inline(never)]
 fn obtain(size: usize) -> Found {
     let found = keeping_errno(|| {
+        if tls::is_nested() {
+            let block = obtain_nested(size, GRANULE);
+            return (!block.is_null()).then_some((block, usize::MAX));
+        }
         let cache = cache();
         if headed::is_on() {
             let layout = Layout::from_size_align(size, GRANULE).ok()?;
@@ -277,6 +325,9 @@ pub fn aligned(align: usize, size: usize) -> *mut u8 {
     keeping_errno(|| {
         if align <= GRANULE {
             return malloc(size);
+        }
+        if tls::is_nested() {
+            return obtain_nested(size, align);
         }
         let cache = cache();
         if headed::is_on() {
@@ -348,16 +399,34 @@ unsafe extern "C" fn free_other(block: *mut u8, near: &'static Near) {
 #[cold]
 #[inline(never)]
 unsafe fn free_cold(block: *mut u8) {
+    if tls::is_nested() {
+        // SAFETY: the caller's contract.
+        return keeping_errno(|| unsafe { nested::free(block, None) });
+    }
     if headed::is_on() {
         // SAFETY: the cache is this thread's; what the block is, is checked.
         return keeping_errno(|| unsafe { headed::free(cache(), block, None) });
     }
-    let layout = match find(block as usize) {
-        Kind::Granules(k) => layout_of(k, block as usize),
-        Kind::Huge(len) => layout_of_huge(len, block as usize),
-    };
+    let Some(kind) = find(block as usize) else { return };
+    let (layout, _) = kind.layout(block as usize);
+    if matches!(kind, Kind::Nested(_)) {
+        HEAP.count_free(cache(), layout);
+        return match nested::give_back(block, None) {
+            Some(Ok(())) => {}
+            _ => die(Misuse::DoubleFree, block as usize),
+        };
+    }
     // SAFETY: the cache is this thread's; the block is nobody's any more, by the caller's contract.
     keeping_errno(|| survive(unsafe { HEAP.free(cache(), block, layout) }));
+}
+
+/// Frees a block of the heap that a signal handler freed, past the cache.
+pub(crate) unsafe fn free_waiting(block: *mut u8, cache: Option<&Cache>) {
+    if let Some(kind) = find(block as usize) {
+        let (layout, _) = kind.layout(block as usize);
+        // SAFETY: the cache is this thread's; the block is nobody's any more, by the contract of C's `free`.
+        survive(unsafe { HEAP.free_past(cache, block, layout) });
+    }
 }
 
 /// A layout of a huge block that no slot has: these know their bytes, not their alignment.
@@ -374,10 +443,7 @@ pub unsafe fn usable_size(block: *mut u8) -> usize {
     if headed::is_on() {
         return headed::size_of(block);
     }
-    match find(block as usize) {
-        Kind::Granules(k) => k * GRANULE,
-        Kind::Huge(len) => len,
-    }
+    find(block as usize).map_or(0, |kind| kind.layout(block as usize).1)
 }
 
 /// As C's, for a size that isn't 0 or a null block.
@@ -390,10 +456,8 @@ pub unsafe fn realloc(block: *mut u8, size: usize, near: &'static Near) -> *mut 
         // SAFETY: the caller's contract.
         return unsafe { realloc_headed(block, size) };
     }
-    let (layout, old) = match find(block as usize) {
-        Kind::Granules(k) => (layout_of(k, block as usize), k * GRANULE),
-        Kind::Huge(len) => (layout_of_huge(len, block as usize), len),
-    };
+    let Some(kind) = find(block as usize) else { return no_memory() };
+    let (layout, old) = kind.layout(block as usize);
     if size <= old && (size > old / 2 || size == old) && old < SHRINKS_FROM {
         return block;
     }
@@ -402,7 +466,7 @@ pub unsafe fn realloc(block: *mut u8, size: usize, near: &'static Near) -> *mut 
         return block;
     }
     // A huge block that is so only for its alignment moves to where it isn't.
-    if layout.align() == GRANULE {
+    if layout.align() == GRANULE && !tls::is_nested() {
         // SAFETY: the cache is this thread's; the block is the caller's, of this layout.
         let stays = keeping_errno(|| unsafe {
             survive(HEAP.resize(cache(), block, layout, wanted.size()))
@@ -426,7 +490,8 @@ pub unsafe fn realloc(block: *mut u8, size: usize, near: &'static Near) -> *mut 
 #[cold]
 unsafe fn realloc_headed(block: *mut u8, size: usize) -> *mut u8 {
     // SAFETY: the cache is this thread's; what the block is, is checked.
-    let stays = keeping_errno(|| unsafe { headed::resize(cache(), block, None, size) });
+    let resized = || unsafe { headed::resize(cache(), block, None, size) };
+    let stays = if tls::is_nested() { ptr::null_mut() } else { keeping_errno(resized) };
     if !stays.is_null() {
         return stays;
     }

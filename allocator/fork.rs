@@ -5,10 +5,13 @@
 //! magazines, shards, metadata, huge, quarantine. Nobody else is inside anything then, so what the child copies is whole.
 //! Both sides leave the locks; the child then takes over the caches of the threads that it doesn't have: their words and items
 //! agree at every instruction (T4), but for the slot whose blocks a thread was just moving: those stay in use for ever.
+//!
+//! A fork in a signal handler enters no lock: its own thread may be inside. What the child may do then is what a handler may.
 
 use crate::fault;
 use crate::quarantine;
 use crate::start::{self, HEAP, own_cache};
+use crate::tls;
 use core::ptr;
 use core::sync::atomic::Ordering;
 use nearheap_numa::os;
@@ -28,12 +31,18 @@ pub(crate) fn register() {
 }
 
 unsafe extern "C" fn prepare() {
+    if tls::is_nested() {
+        return;
+    }
     start::enter();
     HEAP.hold();
     quarantine::hold();
 }
 
 unsafe extern "C" fn parent() {
+    if tls::is_nested() {
+        return;
+    }
     // SAFETY: `prepare` entered all of them on this thread, or on the one that this is the copy of.
     unsafe {
         quarantine::let_go();
@@ -45,6 +54,9 @@ unsafe extern "C" fn parent() {
 unsafe extern "C" fn child() {
     // SAFETY: the child's only thread is the copy of the one that ran `prepare`.
     unsafe { parent() };
+    if tls::is_nested() {
+        return;
+    }
     let own = own_cache();
     if let Some(cache) = own {
         cache.tid.store(os::tid(), Ordering::Relaxed);

@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::fault::survive;
 use crate::headed;
 use crate::heap::cleared;
+use crate::nested;
 use crate::start::{self, HEAP};
 use crate::tls;
 use core::alloc::{GlobalAlloc, Layout};
@@ -69,6 +70,7 @@ impl NearHeap {
     #[cold]
     #[inline(never)]
     fn alloc_cold(&self, layout: Layout) -> *mut u8 {
+        nested::drain();
         match tls::working() {
             // SAFETY: the cache is this thread's.
             cache @ Some(_) => unsafe { HEAP.alloc(cache, layout) }.0,
@@ -79,6 +81,7 @@ impl NearHeap {
     #[cold]
     #[inline(never)]
     fn alloc_zeroed_cold(&self, layout: Layout) -> *mut u8 {
+        nested::drain();
         match tls::working() {
             // SAFETY: the cache is this thread's; a block of at least the layout's size, which is nobody else's.
             cache @ Some(_) => unsafe { cleared(HEAP.alloc(cache, layout), layout.size()) },
@@ -87,12 +90,12 @@ impl NearHeap {
     }
 
     /// A block for a thread that points at a sentinel: in its first operation or after its last, watched, or in headers
-    /// mode, in which all threads do.
+    /// mode, in which all threads do; or in a signal handler.
     #[cold]
     #[inline(never)]
     fn alloc_aside(&self, layout: Layout, zeroed: bool) -> *mut u8 {
-        if let Some(watcher) = tls::watched() {
-            return (watcher.alloc)(self, layout, zeroed);
+        if let Some(server) = tls::server() {
+            return (server.alloc)(self, layout, zeroed);
         }
         // A thread's first operation finds its slot empty, so this isn't asked again for the new cache.
         let cache = start::arrive(&self.config);
@@ -110,6 +113,7 @@ impl NearHeap {
     #[cold]
     #[inline(never)]
     unsafe fn dealloc_cold(&self, block: *mut u8, layout: Layout) {
+        nested::drain();
         match tls::working() {
             // SAFETY: the cache is this thread's; the block is nobody's any more, by the caller's contract.
             cache @ Some(_) => survive(unsafe { HEAP.free(cache, block, layout) }),
@@ -122,9 +126,9 @@ impl NearHeap {
     #[cold]
     #[inline(never)]
     unsafe fn dealloc_aside(&self, block: *mut u8, layout: Layout) {
-        if let Some(watcher) = tls::watched() {
+        if let Some(server) = tls::server() {
             // SAFETY: the caller's contract.
-            return unsafe { (watcher.dealloc)(self, block, layout) };
+            return unsafe { (server.dealloc)(self, block, layout) };
         }
         let cache = start::arrive(&self.config);
         // SAFETY: the cache is this thread's; the block is nobody's any more, by the caller's contract.
@@ -195,7 +199,9 @@ pub(crate) unsafe fn resize_or_move(
 ) -> *mut u8 {
     // SAFETY: the caller's promise.
     let stays = unsafe {
-        if headed::is_on() {
+        if tls::is_nested() {
+            ptr::null_mut()
+        } else if headed::is_on() {
             headed::resize(cache, block, Some(layout), new)
         } else {
             survive(HEAP.resize(cache, block, layout, new))

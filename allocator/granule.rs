@@ -17,6 +17,7 @@ use crate::fault::{Fault, Misuse};
 use crate::homes::Homes;
 use crate::map::SegmentMap;
 use crate::meta::{Meta, pages_of};
+use crate::nested;
 use crate::part::{Part, PerPart, Place, SHARDS, Traffic};
 use crate::segment::{Given, SEGMENT, Segment, Tally};
 use crate::shard::{Group, Shard};
@@ -492,7 +493,15 @@ impl<O: Os> Granules<O> {
         let now_ms = self.source.os().now_ms();
         let mut left = u64::MAX >> (64 - blocks.len().clamp(1, 64));
         while let Some(&first) = blocks.get(left.trailing_zeros() as usize) {
-            let shard = self.shard_of(first, slot)?;
+            let shard = match self.shard_of(first, slot) {
+                Ok(shard) => shard,
+                Err(foreign) => {
+                    let ours = nested::give_back(first, Some(slot)).ok_or(foreign)?;
+                    ours.map_err(|misuse| self.fault(misuse, first, slot))?;
+                    left &= left - 1;
+                    continue;
+                }
+            };
             let place = self.place(shard);
             let done = self.enter(place, true, |inside, tally| {
                 let (given, fault) = self.give_in(inside, shard, slot, blocks, left, now_ms, tally);

@@ -6,8 +6,7 @@
 //! real cache serves it.
 //!
 //! Z1: the mode is settled by the start, before anything is registered and so before the first block: every block of the
-//!     process has a header, or none has. A signal handler that allocates for the first time in the middle of that start
-//!     is the one that could get another, and must not allocate anyway.
+//!     process has a header, or none has, but for those that signal handlers were given before: see `nested`.
 //! Z2: an address is looked up first. What is before it is read only where a block is, under the lock that keeps it there.
 //! Z3: a block goes from `Live` to `Waiting` under that lock, so of two frees one is the second.
 //! Z4: a free is counted at once. The block then waits in the quarantine, and goes back past the caches.
@@ -18,9 +17,12 @@ use crate::fault;
 use crate::granule::lookup::Around;
 use crate::header::{self, BlockHeader, Damaged, Says, Shape, State};
 use crate::heap::Found;
+use crate::nested;
 use crate::quarantine;
 use crate::report::Line;
 use crate::start::HEAP;
+#[cfg(feature = "c-interface")]
+use crate::tls;
 use crate::value::Headers;
 use core::alloc::Layout;
 use core::fmt;
@@ -123,7 +125,7 @@ impl Block {
 ///
 /// # Safety
 /// The block is the caller's, and of the shape's whole layout at least.
-unsafe fn dress(base: usize, shape: Shape, says: Says) -> usize {
+pub(crate) unsafe fn dress(base: usize, shape: Shape, says: Says) -> usize {
     let payload = base + shape.before;
     // SAFETY: the caller's promise.
     unsafe {
@@ -205,6 +207,10 @@ fn claim(payload: usize, layout: Option<Layout>, state: State) -> Result<Block, 
     let mut look = |base| found = unsafe { judge(base, payload, layout, state) };
     let mut around = HEAP.granules.around(before, &mut look);
     if around == Around::Nothing {
+        // Before the huge blocks, for which there is a lock.
+        around = nested::around(before, &mut look);
+    }
+    if around == Around::Nothing {
         around = HEAP.huge.around(before, &mut look);
     }
     match around {
@@ -284,9 +290,16 @@ fn claim_or_die(payload: usize, layout: Option<Layout>, state: State) -> Block {
 /// `cache` is the calling thread's. What `payload` is, is checked.
 #[inline(never)]
 pub(crate) unsafe fn free(cache: Option<&Cache>, payload: *mut u8, layout: Option<Layout>) {
+    if nested::take_early(payload, layout) {
+        return;
+    }
     let block = claim_or_die(payload as usize, layout, State::Waiting);
     HEAP.count_free(cache, block.shape.whole);
-    quarantine::keep(block, cache);
+    match nested::give_back(ptr::without_provenance_mut(block.base), None) {
+        None => quarantine::keep(block, cache),
+        Some(Ok(())) => {}
+        Some(Err(_)) => block.die(Trouble::DoubleFree),
+    }
 }
 
 /// Makes a block one of `new` bytes without copying it; null where that can't be, and the block is as it was.
@@ -300,6 +313,9 @@ pub(crate) unsafe fn resize(
     layout: Option<Layout>,
     new: usize,
 ) -> *mut u8 {
+    if nested::is_early(payload) {
+        return ptr::null_mut();
+    }
     let block = claim_or_die(payload as usize, layout, State::Live);
     let Some(to) = Shape::of(new, block.says.align) else { return ptr::null_mut() };
     let base = ptr::with_exposed_provenance_mut(block.base);
@@ -317,6 +333,11 @@ pub(crate) unsafe fn resize(
 /// Bytes of a block: those that the program asked for.
 #[cfg(feature = "c-interface")]
 pub(crate) fn size_of(payload: *mut u8) -> usize {
+    if tls::is_nested() && !nested::has(payload) {
+        // A signal handler looks nothing up that is under a lock, and has to trust its caller.
+        // SAFETY: a block of the heap's, by the caller's contract.
+        return unsafe { Block::at(payload as usize) }.map_or(0, |block| block.says.size);
+    }
     claim_or_die(payload as usize, None, State::Live).says.size
 }
 

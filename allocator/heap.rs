@@ -12,6 +12,7 @@ use crate::fault::{self, Fault};
 use crate::granule::{GIVE_MAX, Granules, Home, Refusal};
 use crate::huge::{HUGE_PAGE, Huge};
 use crate::magazine::{Depot, Pushed};
+use crate::nested;
 use crate::options::Values;
 use crate::part::PerPart;
 use crate::purge::Budget;
@@ -536,7 +537,10 @@ impl<O: Os> Heap<O> {
         let Granules { source, refaults, .. } = &self.granules;
         let keep = self.retain_base(self.live()) + refaults.regret.load(Ordering::Relaxed);
         let part = if self.granules.homes.is_several() { self.huge.part_of(block) } else { None };
-        let unmapped = self.huge.free(block, len, keep, source)?;
+        let unmapped = match self.huge.free(block, len, keep, source) {
+            Err(_) if nested::give_back(block, None).is_some() => return Ok(()),
+            unmapped => unmapped?,
+        };
         if let Some(part) = part {
             self.granules.traffic(part).came_back(part == self.part(cache), 1, len);
         }
@@ -559,6 +563,9 @@ impl<O: Os> Heap<O> {
         new: usize,
     ) -> Result<*mut u8, Fault> {
         let Ok(to) = Layout::from_size_align(new, old.align()) else { return Ok(ptr::null_mut()) };
+        if nested::has(block) {
+            return Ok(ptr::null_mut());
+        }
         match (Slot::of_layout(old), Slot::of_layout(to)) {
             (Some(from), Some(to)) if from == to => Ok(block),
             (Some(from), Some(to)) => {

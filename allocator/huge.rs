@@ -416,14 +416,14 @@ impl Huge {
         Ok(mapping.mapped)
     }
 
-    /// Bytes of the block at an address; or what is wrong with it.
+    /// Bytes of the block at an address; or what is wrong with it. `None`: somebody is inside, and this doesn't wait.
     #[cfg(all(feature = "c-interface", not(loom)))]
-    pub(crate) fn len_of(&self, address: usize) -> Result<usize, Misuse> {
-        let mut table = self.table.lock();
-        match table.find(address) {
+    pub(crate) fn len_of(&self, address: usize, wait: bool) -> Option<Result<usize, Misuse>> {
+        let mut table = if wait { self.table.lock() } else { self.table.try_lock()? };
+        Some(match table.find(address) {
             Some(mapping) => Ok(mapping.len),
             None => Err(table.misuse_at(address)),
-        }
+        })
     }
 
     /// Finds the block that an address is in, and calls `look` with its beginning, which stays mapped meanwhile (H3).

@@ -27,6 +27,7 @@
 //! | `start`, `fork`, `exit`, `registry` | the life of the process and of its threads |
 //! | `options`, `value`, `config`, `settings`, `cgroup` | what can be set, and what is in force |
 //! | `numa` | what a program asks about NUMA nodes |
+//! | `nested` | what serves a signal handler in the middle of an operation |
 //! | `testing` | what a program's tests ask: how much some code allocates |
 //! | `snapshot`, `report`, `fault` | what the heap says |
 //!
@@ -110,6 +111,9 @@ mod meta;
 #[cfg(all(unix, test, loom))]
 mod model;
 #[cfg(unix)]
+#[cfg_attr(loom, path = "no_nested.rs")]
+mod nested;
+#[cfg(unix)]
 pub mod numa;
 #[cfg(all(unix, not(loom)))]
 mod on_node;
@@ -158,6 +162,8 @@ pub use config::{Config, HugePages, Limit, StatsFormat};
 pub use elsewhere::{NearHeap, flush_thread, purge, stats};
 #[cfg(all(unix, not(loom)))]
 pub use global::NearHeap;
+#[cfg(all(unix, not(loom)))]
+pub use nested::in_signal_handler;
 #[cfg(all(unix, not(loom)))]
 pub use on_node::NodeHeap;
 // The options' files name it as `build.rs` must.

@@ -7,11 +7,11 @@
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::fault::survive;
-use crate::global::resize_or_move;
+use crate::global::{NearHeap, resize_or_move};
 use crate::headed;
 use crate::heap::cleared;
 use crate::start::{self, HEAP};
-use crate::testing;
+use crate::{testing, tls};
 use core::alloc::{GlobalAlloc, Layout};
 
 /// An allocator whose memory lies on one NUMA node, or page by page on all of them in turn, whatever the policy of the
@@ -62,6 +62,9 @@ impl NodeHeap {
 
     /// A block, and the bytes from its beginning on that may be other than zero.
     fn take(self, layout: Layout) -> (*mut u8, usize) {
+        if let Some(nested) = tls::nested() {
+            return ((nested.alloc)(&NearHeap::new(), layout, false), usize::MAX);
+        }
         let cache = cache();
         // SAFETY: the cache is the calling thread's.
         let found = unsafe {
@@ -90,6 +93,10 @@ unsafe impl GlobalAlloc for NodeHeap {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        if let Some(nested) = tls::nested() {
+            // SAFETY: the caller's contract.
+            return unsafe { (nested.dealloc)(&NearHeap::new(), block, layout) };
+        }
         let cache = cache();
         // SAFETY: the cache is the calling thread's; the block is nobody's any more, by the caller's contract.
         unsafe {

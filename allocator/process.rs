@@ -5,6 +5,7 @@ use crate::cache::Cache;
 use crate::config::Config;
 use crate::quarantine;
 use crate::start::{self, HEAP};
+use crate::tls;
 use core::fmt;
 use core::sync::atomic::Ordering;
 use nearheap_numa::source::Pressure;
@@ -31,8 +32,11 @@ fn cache() -> Option<&'static Cache> {
 /// # }
 /// ```
 pub fn stats() -> Snapshot {
-    let _ = cache();
     let mut snapshot = Snapshot::new();
+    if tls::is_nested() {
+        return snapshot;
+    }
+    let _ = cache();
     HEAP.snapshot(&mut snapshot);
     snapshot
 }
@@ -45,6 +49,9 @@ pub fn stats() -> Snapshot {
 /// # Errors
 /// The first that `each` returns; the walk ends there.
 pub fn threads(each: &mut EachThread<'_>) -> fmt::Result {
+    if tls::is_nested() {
+        return Ok(());
+    }
     let _ = cache();
     HEAP.each_thread(each)
 }
@@ -62,6 +69,9 @@ pub fn pressure() -> Pressure {
 /// For the moment before a long sleep; a running program purges by itself. Costs about 70 ns a page, and a page fault
 /// for each that is needed again.
 pub fn purge() -> usize {
+    if tls::is_nested() {
+        return 0;
+    }
     let cache = cache();
     quarantine::drain(cache);
     // SAFETY: the cache is the calling thread's.

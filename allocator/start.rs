@@ -16,6 +16,7 @@ use crate::cache::Cache;
 use crate::config::Config;
 use crate::fault;
 use crate::heap::Heap;
+use crate::nested;
 use crate::settings::{Settings, resolve};
 use crate::tls::{self, Standing};
 use crate::value::{HugePages, Limit, StatsFormat};
@@ -54,6 +55,7 @@ pub(crate) fn settings() -> &'static Settings {
 #[cold]
 #[inline(never)]
 pub(crate) fn arrive(config: &Config) -> Option<&'static Cache> {
+    nested::drain();
     match tls::standing() {
         // The pointer is not to be set meanwhile. It is still that of a fresh thread only where there was no memory.
         Standing::Fresh if tls::watched().is_some() => None,
@@ -86,6 +88,11 @@ fn begin(config: &Config) -> Option<&'static Cache> {
         None => tls::set(&Standing::Fresh),
     }
     cache.filter(|_| registered)
+}
+
+/// Whether the heap has been started.
+pub(crate) fn is_ready() -> bool {
+    READY.get().is_some()
 }
 
 /// Starts the heap if nobody has yet.

@@ -12,7 +12,7 @@ use crate::cache::Cache;
 use crate::class::Slot;
 use crate::global::NearHeap;
 use crate::start::HEAP;
-use crate::tls::{self, Watcher};
+use crate::tls::{self, Server};
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::Cell;
 use core::fmt;
@@ -125,7 +125,7 @@ std::thread_local! {
     static WATCH: Cell<(*const Tally, *const Cache)> = const { Cell::new((ptr::null(), ptr::null())) };
 }
 
-static WATCHER: Watcher = Watcher { alloc, dealloc, resized, behind: || WATCH.get().1 };
+static WATCHER: Server = Server { alloc, dealloc, resized, behind: || WATCH.get().1 };
 
 /// Watches the calling thread until dropped, or lets it step out until then.
 struct Watch(*const Tally);
@@ -140,7 +140,7 @@ impl Watch {
         match (before.is_null(), tally.is_null()) {
             (true, false) => WATCH.set((tally, tls::watch(&WATCHER))),
             (false, true) => {
-                tls::unwatch(behind);
+                tls::restore(behind);
                 WATCH.set((tally, ptr::null()));
             }
             _ => WATCH.set((tally, behind)),

@@ -1,5 +1,5 @@
 //! Where a thread finds its cache: one pointer in thread-local storage.
-//! Owns: the pointer and the four sentinels. Called by: every operation.
+//! Owns: the pointer and the five sentinels. Called by: every operation.
 //!
 //! | pointer | the thread | its operations |
 //! |---|---|---|
@@ -8,6 +8,7 @@
 //! | `HEADED` | has a cache, in headers mode | not here: the cache is where `start` finds it |
 //! | `GONE` | has given its cache back, or gets none | by the magazines, one block at a time |
 //! | `WATCHED` | is being measured | told to whoever measures, see `testing` |
+//! | `NESTED` | runs a signal handler | by what has no locks and leaves the cache alone, see `nested` |
 //!
 //! A sentinel is a cache of zeros that is never written: no block, no room. So the fast path has no test for it.
 
@@ -20,11 +21,12 @@ use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 /// Together, so that one comparison tells a sentinel from a cache; the first is `FRESH`.
-static SENTINELS: [Cache; 4] = [const { Cache::new() }; 4];
+static SENTINELS: [Cache; 5] = [const { Cache::new() }; 5];
 const FRESH: *const Cache = &raw const SENTINELS[0];
 const GONE: *const Cache = &raw const SENTINELS[1];
 const HEADED: *const Cache = &raw const SENTINELS[2];
 const WATCHED: *const Cache = &raw const SENTINELS[3];
+const NESTED: *const Cache = &raw const SENTINELS[4];
 
 /// The pointer as the language has it. Without a destructor, so that it is there before the first and after the last
 /// destructor of the thread. In a shared library every access would call the C library, which may allocate for it.
@@ -147,8 +149,9 @@ pub(crate) fn cache() -> *const Cache {
     pointer::get()
 }
 
-/// What is done on a thread that is watched. Behind a pointer, so that it isn't in programs that measure nothing.
-pub(crate) struct Watcher {
+/// What is done on a thread that is watched, or in a signal handler. Behind a pointer, so that it isn't in programs that do
+/// neither.
+pub(crate) struct Server {
     pub(crate) alloc: fn(&NearHeap, Layout, bool) -> *mut u8,
     pub(crate) dealloc: unsafe fn(&NearHeap, *mut u8, Layout),
     /// A block was made one of another size where it stands, or by the kernel.
@@ -157,29 +160,63 @@ pub(crate) struct Watcher {
     pub(crate) behind: fn() -> *const Cache,
 }
 
-/// Null until somebody measures.
-static WATCHER: AtomicPtr<Watcher> = AtomicPtr::new(ptr::null_mut());
+/// Null until somebody measures, and until a handler says that it is one.
+static WATCHER: AtomicPtr<Server> = AtomicPtr::new(ptr::null_mut());
+static NESTER: AtomicPtr<Server> = AtomicPtr::new(ptr::null_mut());
+
+/// Who serves the thread in the heap's place.
+pub(crate) fn server() -> Option<&'static Server> {
+    let cache = cache();
+    let server = if ptr::eq(cache, WATCHED) {
+        &WATCHER
+    } else if ptr::eq(cache, NESTED) {
+        &NESTER
+    } else {
+        return None;
+    };
+    // SAFETY: a static; a thread has set it before it pointed at the sentinel.
+    unsafe { server.load(Ordering::Relaxed).as_ref() }
+}
 
 /// Who watches the thread.
-pub(crate) fn watched() -> Option<&'static Watcher> {
-    if !ptr::eq(cache(), WATCHED) {
-        return None;
-    }
-    // SAFETY: a static; a thread has set it before it pointed at `WATCHED`.
-    unsafe { WATCHER.load(Ordering::Relaxed).as_ref() }
+pub(crate) fn watched() -> Option<&'static Server> {
+    if ptr::eq(cache(), WATCHED) { server() } else { None }
+}
+
+/// Whether the thread runs a signal handler, and so may be anywhere inside the heap already.
+pub(crate) fn is_nested() -> bool {
+    ptr::eq(cache(), NESTED)
+}
+
+/// Who serves the thread in a signal handler.
+pub(crate) fn nested() -> Option<&'static Server> {
+    if is_nested() { server() } else { None }
 }
 
 /// Begins to watch the thread; what its pointer was.
-pub(crate) fn watch(watcher: &'static Watcher) -> *const Cache {
+pub(crate) fn watch(watcher: &'static Server) -> *const Cache {
     WATCHER.store(ptr::from_ref(watcher).cast_mut(), Ordering::Relaxed);
     let behind = cache();
     pointer::set(WATCHED);
     behind
 }
 
-/// Ends it.
-pub(crate) fn unwatch(behind: *const Cache) {
+/// Begins a signal handler; what the thread's pointer was.
+pub(crate) fn nest(server: &'static Server) -> *const Cache {
+    NESTER.store(ptr::from_ref(server).cast_mut(), Ordering::Relaxed);
+    let behind = cache();
+    pointer::set(NESTED);
+    behind
+}
+
+/// Ends either.
+pub(crate) fn restore(behind: *const Cache) {
     pointer::set(behind);
+}
+
+/// What is behind a signal handler: nothing that it may use.
+pub(crate) fn nothing() -> *const Cache {
+    GONE
 }
 
 /// The cache of the calling thread, if it has one and nobody watches.
@@ -190,9 +227,9 @@ pub(crate) fn working() -> Option<&'static Cache> {
     is_cache(cache).then(|| unsafe { &*cache })
 }
 
-/// The thread's cache, or a sentinel, also while the thread is watched.
+/// The thread's cache, or a sentinel, also while the thread is watched; none in a signal handler.
 pub(crate) fn behind() -> *const Cache {
-    watched().map_or_else(cache, |watcher| (watcher.behind)())
+    server().map_or_else(cache, |server| (server.behind)())
 }
 
 /// What the thread's pointer says.

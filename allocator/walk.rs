@@ -7,6 +7,7 @@
 use crate::granule::lookup::Cursor;
 use crate::headed::{self, Block};
 use crate::start::HEAP;
+use crate::tls;
 
 /// Blocks that are looked at under one lock.
 const BATCH: usize = 32;
@@ -77,7 +78,7 @@ impl Batch {
 /// # }
 /// ```
 pub fn walk(each: &mut dyn FnMut(&LiveBlock)) -> bool {
-    if !headed::is_on() {
+    if !headed::is_on() || tls::is_nested() {
         return false;
     }
     let mut batch = Batch::default();

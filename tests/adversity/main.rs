@@ -40,6 +40,7 @@ fn scenario() {
         ("threads_come_and_go", process::threads_come_and_go),
         ("forks", process::forks),
         ("interrupted", process::interrupted),
+        ("handlers", process::handlers),
         ("small_stacks", process::small_stacks),
         ("destructors", process::destructors),
         ("work", || work::on_threads(4, work::Nulls::Never)),
@@ -66,6 +67,15 @@ fn survives(run: Run) {
 #[case("no_mappings_left")]
 fn it_survives(#[case] campaign: &str) {
     survives(child(campaign));
+}
+
+/// With one lock for all threads' memory, too: the handlers find it held.
+#[rstest]
+fn it_survives_handlers_that_allocate(
+    #[values("1000", "20000")] hz: &str,
+    #[values("0", "1")] headers: &str,
+) {
+    survives(child("handlers").env("HZ", hz).env("NEARHEAP_HEADERS", headers));
 }
 
 #[rstest]

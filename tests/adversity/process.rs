@@ -1,6 +1,6 @@
 //! The life of a process and of its threads: they come and go, are forked, interrupted, and have little stack.
 
-use crate::common::{Run, rss_bytes};
+use crate::common::{Rng, Run, contents, handled, rss_bytes};
 use crate::work::{Work, beside};
 use std::cell::RefCell;
 use std::hint::black_box;
@@ -130,6 +130,78 @@ pub(crate) fn interrupted() {
     let times = INTERRUPTIONS.load(Relaxed);
     eprintln!("{times} interruptions");
     assert!(times > 100);
+}
+
+/// A timer that interrupts one thread.
+struct Timer(libc::timer_t);
+
+impl Timer {
+    fn of(thread: libc::c_int, hz: i64) -> Option<Self> {
+        // SAFETY: events and times that are set up before they are used; a thread that has ended is refused.
+        unsafe {
+            let (mut event, mut timer): (libc::sigevent, libc::timer_t) = (zeroed(), zeroed());
+            event.sigev_notify = libc::SIGEV_THREAD_ID;
+            event.sigev_signo = libc::SIGUSR2;
+            event.sigev_notify_thread_id = thread;
+            if libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) != 0 {
+                return None;
+            }
+            let span = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000_000 / hz };
+            let times = libc::itimerspec { it_interval: span, it_value: span };
+            assert_eq!(libc::timer_settime(timer, 0, &times, ptr::null_mut()), 0);
+            Some(Self(timer))
+        }
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        // SAFETY: made above.
+        assert_eq!(unsafe { libc::timer_delete(self.0) }, 0);
+    }
+}
+
+/// As often as `HZ` says each thread is interrupted, wherever it is, and the handler allocates, resizes, frees, keeps blocks,
+/// frees some of the program's and leaves it some. In the end nothing is lost, and the counts agree.
+pub(crate) fn handlers() {
+    extern "C" fn handler(_: libc::c_int) {
+        handled::handle(|| handled::step(if now_and_then() { 200_000 } else { 2000 }));
+    }
+    fn now_and_then() -> bool {
+        handled::STEPS.load(Relaxed).is_multiple_of(61)
+    }
+    contents::prepare();
+    handled::UNWRAPPED.store(std::env::var_os("UNWRAPPED").is_some(), Relaxed);
+    let hz = std::env::var("HZ").unwrap().parse().unwrap();
+    // SAFETY: the handler uses the heap, as is to be tested.
+    unsafe {
+        let mut action: libc::sigaction = zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = libc::SA_RESTART;
+        assert_eq!(libc::sigaction(libc::SIGUSR2, &action, ptr::null_mut()), 0);
+    }
+    let began = Instant::now();
+    beside(4, || {
+        let mut threads = Vec::new();
+        for thread in std::fs::read_dir("/proc/self/task").unwrap() {
+            let name = thread.unwrap().file_name();
+            threads.push(name.to_str().unwrap().parse().unwrap());
+        }
+        let timers: Vec<_> = threads.iter().filter_map(|&thread| Timer::of(thread, hz)).collect();
+        let mut rng = Rng::new(hz as u64);
+        while began.elapsed() < crate::span() {
+            (0..20).for_each(|_| handled::exchange(&mut rng, 2000));
+            if rng.below(10) == 0 {
+                nearheap::purge();
+            }
+        }
+        drop(timers);
+        thread::sleep(Duration::from_millis(20));
+        handled::end();
+    });
+    let steps = handled::STEPS.load(Relaxed);
+    eprintln!("{steps} handlers that allocate");
+    assert!(steps > 300);
 }
 
 /// Threads with the smallest stack that the C library allows.

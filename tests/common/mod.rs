@@ -22,6 +22,7 @@
 
 pub(crate) mod contents;
 pub(crate) mod filter;
+pub(crate) mod handled;
 
 use std::fmt;
 use std::fs::File;
