@@ -96,6 +96,9 @@ pub(crate) struct Cache {
     /// Cold operations, and the slot that is looked at next for being idle.
     cold: Cell<u32>,
     eye: Cell<usize>,
+    /// The stack that the thread was on when somebody asked who called.
+    #[cfg(all(feature = "leak-stacks", not(loom)))]
+    pub(crate) stack: Cell<crate::stacks::Bounds>,
     /// The allocation count of each slot when it was last looked at.
     seen: [Cell<u32>; SLOTS],
     small: UnsafeCell<[[*mut u8; SMALL_CAP + 1]; SMALL_SLOTS]>,
@@ -177,6 +180,8 @@ impl Cache {
                 held: Cell::new(0),
                 cold: Cell::new(0),
                 eye: Cell::new(0),
+                #[cfg(all(feature = "leak-stacks", not(loom)))]
+                stack: Cell::new(crate::stacks::Bounds::NONE),
                 seen: [const { Cell::new(0) }; SLOTS],
                 small: UnsafeCell::new([[ptr::null_mut(); SMALL_CAP + 1]; SMALL_SLOTS]),
                 large: UnsafeCell::new([[ptr::null_mut(); LARGE_CAP]; SLOTS - SMALL_SLOTS]),
@@ -408,6 +413,8 @@ impl Cache {
         }
         self.version.abandon();
         self.held.set(0);
+        #[cfg(all(feature = "leak-stacks", not(loom)))]
+        self.stack.set(crate::stacks::Bounds::NONE);
     }
 }
 

@@ -50,6 +50,12 @@ impl Config {
         self
     }
 
+    /// Headers, as with [`Config::headers`], and a list of the blocks that are live when the program exits, by class, on
+    /// standard error. As text: `headers=leaks`.
+    pub const fn leaks(self) -> Self {
+        self.with(Key::headers, Value::Headers(Headers::Leaks))
+    }
+
     const fn with(mut self, key: Key, value: Value) -> Self {
         assert!(
             fits(key.kind(), &value),

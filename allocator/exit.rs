@@ -1,4 +1,4 @@
-//! The exit dump: what was allocated, written when the process ends.
+//! The exit dump: what was allocated, and what is live, written when the process ends.
 //! Called by: the C library at `exit` and on return from `main`, once `start` has registered it.
 //!
 //! X1: it changes no exit status and needs no descriptor but the one it writes to; a closed stderr or a full disk makes
@@ -8,8 +8,8 @@
 
 use crate::report::Line;
 use crate::start::{HEAP, own_cache, settings};
-use crate::value::StatsFormat;
-use crate::{headed, nested, quarantine};
+use crate::value::{Headers, StatsFormat};
+use crate::{headed, nested, quarantine, stacks};
 use core::ffi::CStr;
 use core::fmt::{self, Write};
 use nearheap_numa::lock::Lock;
@@ -26,8 +26,9 @@ pub(crate) fn register() {
         if headed::is_on() {
             quarantine::drain(own_cache());
         }
-        if settings().values.stats != StatsFormat::Off {
-            dump();
+        let live = headed::is_on() && settings().values.headers == Headers::Leaks;
+        if live || settings().values.stats != StatsFormat::Off {
+            tell(live);
         }
     }
     // SAFETY: the handler is a function that lives as long as the process. Where there is no memory to register it, there
@@ -43,6 +44,10 @@ struct Writer {
 }
 
 impl Writer {
+    fn new(fd: i32) -> Self {
+        Self { fd, buffer: [0; 1024], len: 0 }
+    }
+
     fn flush(&mut self) {
         os::write(self.fd, self.buffer.get(..self.len).unwrap_or_default());
         self.len = 0;
@@ -64,7 +69,23 @@ impl Write for Writer {
     }
 }
 
-fn dump() {
+/// Writes the statistics where they are asked for, and what is `live` to standard error.
+fn tell(live: bool) {
+    // Held only where this process was forked in the middle of its parent's dump.
+    let Some(mut snapshot) = SNAPSHOT.try_lock() else { return };
+    HEAP.snapshot(&mut snapshot);
+    if settings().values.stats != StatsFormat::Off {
+        dump(&snapshot);
+    }
+    if live {
+        let mut writer = Writer::new(2);
+        // The writer itself never errs (X1).
+        let _ = snapshot.write_live(&mut writer).and_then(|()| stacks::write(&mut writer));
+        writer.flush();
+    }
+}
+
+fn dump(snapshot: &Snapshot) {
     let file = settings().stats_file();
     let fd = match file.map(open) {
         Some(Ok(fd)) => fd,
@@ -80,12 +101,9 @@ fn dump() {
         }
         None => 2,
     };
-    // Held only where this process was forked in the middle of its parent's dump.
-    let Some(mut snapshot) = SNAPSHOT.try_lock() else { return };
-    HEAP.snapshot(&mut snapshot);
-    let mut writer = Writer { fd, buffer: [0; 1024], len: 0 };
-    // The writer itself never errs (X1).
-    let _ = write(&snapshot, settings().values.stats, &mut writer);
+    let mut writer = Writer::new(fd);
+    // As in `tell`.
+    let _ = write(snapshot, settings().values.stats, &mut writer);
     writer.flush();
     if fd != 2 {
         os::close(fd);
@@ -141,7 +159,7 @@ mod tests {
         let inside = SNAPSHOT.lock();
         let (done, is_done) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            dump();
+            tell(true);
             done.send(()).unwrap();
         });
         let ended = is_done.recv_timeout(std::time::Duration::from_secs(10));

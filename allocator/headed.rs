@@ -20,6 +20,7 @@ use crate::heap::Found;
 use crate::nested;
 use crate::quarantine;
 use crate::report::Line;
+use crate::stacks;
 use crate::start::HEAP;
 #[cfg(feature = "c-interface")]
 use crate::tls;
@@ -43,11 +44,12 @@ pub(crate) fn settle(headers: Headers, quarantine_bytes: usize) {
     let on = match headers {
         Headers::Auto => cfg!(debug_assertions),
         Headers::Off => false,
-        Headers::On => true,
+        Headers::On | Headers::Leaks => true,
     };
     // Other threads ask once they have passed the start, whose end this comes before.
     // Memcheck has marks of its own before and behind blocks.
     ON.store(on && !cfg!(feature = "valgrind"), Ordering::Relaxed);
+    stacks::keep(headers == Headers::Leaks);
 }
 
 /// What is wrong with a block.
@@ -172,7 +174,7 @@ pub(crate) unsafe fn alloc_for(
         return nothing;
     }
     let base = found.0.expose_provenance();
-    let says = Says { size, align, loose, state: State::Live, next: 0 };
+    let says = Says { size, align, loose, state: State::Live, next: stacks::here(cache) };
     // SAFETY: a block of the whole layout, which is nobody else's.
     unsafe { dress(base, shape, says) };
     (found.0.wrapping_add(shape.before), found.1.saturating_sub(shape.before))
@@ -325,8 +327,9 @@ pub(crate) unsafe fn resize(
     if moved.is_null() {
         return moved;
     }
+    let says = Says { size: new, next: stacks::here(cache), ..block.says };
     // SAFETY: the block is of the new shape now, and the caller's.
-    let payload = unsafe { dress(moved.expose_provenance(), to, Says { size: new, ..block.says }) };
+    let payload = unsafe { dress(moved.expose_provenance(), to, says) };
     ptr::with_exposed_provenance_mut(payload)
 }
 

@@ -6,7 +6,7 @@
 //! | header apart | (up to the alignment) BlockHeader | size bytes | seal: 16 bytes | what the class has left
 //!
 //! word 0   63 .. 56 state | 55 loose | 54 .. 48 log2 of the alignment | 47 .. 0 size
-//! word 1   63 .. 48 check | 47 .. 0 next: the payload that was freed after this one
+//! word 1   63 .. 48 check | 47 .. 0 next: the payload that was freed after this one; of a live one, the stack (`stacks`)
 //! ```
 //!
 //! Where nothing is between base and payload but the header, as in most blocks, there is no header apart.

@@ -23,6 +23,7 @@
 //! | `headed`, `header`, `quarantine`, `walk` | headers mode: blocks whose misuse is found |
 //! | `map`, `meta` | from addresses to segments; memory for all of these |
 //! | `foreign`, `extents` | the same heap for those who free without a size (feature `c-interface`, internal) |
+//! | `stacks`, `maps` | who allocated what is live at exit (feature `leak-stacks`) |
 //! | `valgrind` | what memcheck is told of blocks (feature `valgrind`) |
 //! | `start`, `fork`, `exit`, `registry` | the life of the process and of its threads |
 //! | `options`, `value`, `config`, `settings`, `cgroup` | what can be set, and what is in force |
@@ -106,6 +107,8 @@ mod huge;
 mod magazine;
 #[cfg(unix)]
 mod map;
+#[cfg(all(unix, feature = "leak-stacks", not(loom)))]
+mod maps;
 #[cfg(unix)]
 mod meta;
 #[cfg(all(unix, test, loom))]
@@ -140,6 +143,9 @@ mod settings;
 mod shard;
 #[cfg(unix)]
 mod snapshot;
+#[cfg(all(unix, not(loom)))]
+#[cfg_attr(not(feature = "leak-stacks"), path = "no_stacks.rs")]
+mod stacks;
 #[cfg(all(unix, not(loom)))]
 mod start;
 #[cfg(all(unix, not(loom)))]

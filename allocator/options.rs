@@ -52,8 +52,8 @@ macro_rules! options {
                 "none, a size such as 2G, or a share such as 80% of the cgroup's memory.max";
                 "Memory of the heap beyond which an allocation that needs more returns null, which most programs do not survive.";
             headers: Headers = Headers {}; "auto";
-                "auto, on or off";
-                "Whether blocks have headers, which find misuse at the free itself and cost time and 32 bytes a block: in builds with debug assertions (auto), or as said.";
+                "auto, on, off or leaks";
+                "Whether blocks have headers, which find misuse at the free itself and cost time and 32 bytes a block: in builds with debug assertions (auto), or as said. With leaks they have, and what is live when the program exits is listed on standard error, by class.";
             headers_quarantine: usize = Size { most: 1 << 30 }; "1M";
                 "a size from 0 to 1G such as 1M";
                 "Bytes of freed blocks that wait, with headers, before they are used again: writes to them are found when they leave. More finds later ones and takes as much memory.";

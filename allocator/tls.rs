@@ -149,6 +149,29 @@ pub(crate) fn cache() -> *const Cache {
     pointer::get()
 }
 
+/// The frame of the function that asks, where it has a frame pointer; else anything.
+#[cfg(feature = "leak-stacks")]
+#[inline(always)]
+pub(crate) fn frame() -> usize {
+    let frame;
+    // SAFETY: reads a register.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        core::arch::asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack, preserves_flags));
+    }
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        core::arch::asm!("mov {}, x29", out(reg) frame, options(nomem, nostack, preserves_flags));
+    }
+    // No address of a frame.
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        frame = 0;
+    }
+    frame
+}
+
 /// What is done on a thread that is watched, or in a signal handler. Behind a pointer, so that it isn't in programs that do
 /// neither.
 pub(crate) struct Server {

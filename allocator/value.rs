@@ -49,7 +49,7 @@ pub(crate) enum Kind {
     Limit {},
     /// A format of the statistics, or a boolean word.
     Stats {},
-    /// `auto`, or a boolean word.
+    /// `auto`, `leaks`, or a boolean word.
     Headers {},
     /// A path, or `none`.
     Path {},
@@ -99,6 +99,8 @@ pub(crate) enum Headers {
     Auto,
     Off,
     On,
+    /// And what is live at exit is listed.
+    Leaks,
 }
 
 /// A bound on the memory that the heap holds.
@@ -279,13 +281,14 @@ const fn path_fits(path: &[u8]) -> bool {
 }
 
 /// The words of all the kinds whose values have names: those for off, those for on, and what they are written as.
-const WORDS: &str = "0 false no off 1 true yes on auto text json openmetrics ";
+const WORDS: &str = "0 false no off 1 true yes on auto text json openmetrics leaks ";
 const OFF: usize = 3;
 const ON: usize = 7;
 const AUTO: usize = 8;
 const TEXT: usize = 9;
 const JSON: usize = 10;
 const OPEN_METRICS: usize = 11;
+const LEAKS: usize = 12;
 
 /// The number of a word, one for all that mean the same.
 const fn word(text: &[u8]) -> Option<usize> {
@@ -309,6 +312,7 @@ const fn choice(kind: Kind, word: usize) -> Option<Value> {
         (Kind::Headers {}, OFF) => Value::Headers(Headers::Off),
         (Kind::Headers {}, ON) => Value::Headers(Headers::On),
         (Kind::Headers {}, AUTO) => Value::Headers(Headers::Auto),
+        (Kind::Headers {}, LEAKS) => Value::Headers(Headers::Leaks),
         (Kind::Stats {}, OFF) => Value::Stats(StatsFormat::Off),
         (Kind::Stats {}, ON | TEXT) => Value::Stats(StatsFormat::Text),
         (Kind::Stats {}, JSON) => Value::Stats(StatsFormat::Json),
@@ -438,6 +442,7 @@ impl fmt::Display for Value {
             Self::HugePages(HugePages::Off)
             | Self::Headers(Headers::Off)
             | Self::Stats(StatsFormat::Off) => return write_word(out, OFF),
+            Self::Headers(Headers::Leaks) => return write_word(out, LEAKS),
             Self::Stats(StatsFormat::Text) => return write_word(out, TEXT),
             Self::Stats(StatsFormat::Json) => return write_word(out, JSON),
             Self::Stats(StatsFormat::OpenMetrics) => return write_word(out, OPEN_METRICS),

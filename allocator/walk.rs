@@ -24,6 +24,9 @@ pub struct LiveBlock {
     pub align: usize,
     /// The size of its class, header included.
     pub class: usize,
+    /// The number of the stack that allocated it.
+    #[cfg(feature = "leak-stacks")]
+    pub(crate) stack: usize,
 }
 
 #[derive(Default)]
@@ -44,7 +47,14 @@ impl Batch {
         {
             let (says, class) = (block.says, HEAP.usable(block.shape.whole));
             let address = block.payload;
-            *place = Some(LiveBlock { address, size: says.size, align: says.align, class });
+            *place = Some(LiveBlock {
+                address,
+                size: says.size,
+                align: says.align,
+                class,
+                #[cfg(feature = "leak-stacks")]
+                stack: says.next,
+            });
             self.n += 1;
         }
         self.n < BATCH

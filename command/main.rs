@@ -42,7 +42,8 @@ run: starts a program, in any language, on the heap of nearheap. Its exit status
     --stats-file FILE   writes them there instead of to standard error; %p becomes the process id
     --numa POLICY       where memory lies, such as local, interleave or preferred:1
     --limit SIZE        memory beyond which an allocation fails, such as 2G or 80%
-    --headers           a header before every block, which finds misuse at once
+    --headers           a header before every block, which finds misuse at once; with --headers=leaks, what is live when
+                        the program ends is listed too
     --set NAME=VALUE    any other option that `nearheap options` lists
     --library FILE      the shared library, where it isn't found by itself
 options: prints every option with its values, its default and its meaning.

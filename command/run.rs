@@ -66,7 +66,10 @@ fn parse(parser: &mut lexopt::Parser) -> Result<Wanted, Failure> {
             Long("stats-file") => wanted.set("--stats-file", "stats_file", parser.value()?)?,
             Long("numa") => wanted.set("--numa", "numa", parser.value()?)?,
             Long("limit") => wanted.set("--limit", "limit_hard", parser.value()?)?,
-            Long("headers") => wanted.set("--headers", "headers", "on".into())?,
+            Long("headers") => {
+                let value = parser.optional_value().unwrap_or_else(|| "on".into());
+                wanted.set("--headers", "headers", value)?;
+            }
             Long("set") => {
                 let assignment = parser.value()?;
                 let text = assignment.to_string_lossy();

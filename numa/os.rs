@@ -33,6 +33,12 @@ fn errno_place() -> *mut libc::c_int {
     unsafe { libc::__errno_location() }
 }
 
+/// An address in what the C library keeps for this thread: for all but the main thread, that is above its stack and in the
+/// same mapping.
+pub fn thread_place() -> usize {
+    errno_place().addr()
+}
+
 /// The kernel's number for a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);

@@ -46,6 +46,15 @@ impl Snapshot {
         text::write(self, w, &mut threads)
     }
 
+    /// Writes what is in use at exit, in lines that begin with `nearheap: live`: the sum, then the classes that have any, by
+    /// bytes, the most first. Where none has, the sum is all there is.
+    ///
+    /// # Errors
+    /// The writer's own.
+    pub fn write_live(&self, w: &mut impl Write) -> fmt::Result {
+        text::write_live(self, w)
+    }
+
     /// Writes one JSON object on one line, so that the dumps of several processes may share a file. All numbers are
     /// whole; `version` ([`JSON_VERSION`]) grows when a key changes its meaning or goes away, not when one is added.
     ///

@@ -54,6 +54,7 @@ fn library() -> String {
 #[case(&["run", "--limit", "much", "ls"], "run: --limit much: expected none, a size such as 2G")]
 #[case(&["run", "--numa", "moon", "ls"], "run: --numa moon: expected local, off")]
 #[case(&["run", "--stats-file", "%d", "ls"], "run: --stats-file %d: expected none or a path")]
+#[case(&["run", "--headers=maybe", "ls"], "run: --headers maybe: expected auto, on, off or leaks")]
 #[case(&["run", "--set", "retain", "ls"], "run: --set wants NAME=VALUE")]
 #[case(&["run", "--set", "speed=9", "ls"], "this version has no option speed")]
 #[case(&["report"], "report: name a dump")]
@@ -108,6 +109,15 @@ fn a_program_runs_as_it_would_alone() {
         ("--stats|--|x y\n".into(), "e\n".into())
     );
     assert_eq!(run("kill -9 $$").status.signal(), Some(9));
+}
+
+#[rstest]
+#[case("--headers", "on")]
+#[case("--headers=leaks", "leaks")]
+fn headers_take_a_value(#[case] argument: &str, #[case] value: &str) {
+    let output = nearheap(&["run", "--library", &library(), argument, "env"]);
+    let line = format!("NEARHEAP_HEADERS={value}");
+    assert!(text(&output.stdout).lines().any(|l| l == line), "{}", text(&output.stdout));
 }
 
 #[test]

@@ -172,6 +172,39 @@ fn thread_rows(
     }
 }
 
+/// What is in use, in the words of the lines that name misuse.
+pub(super) fn write_live(s: &Snapshot, w: &mut dyn Write) -> fmt::Result {
+    let Totals { in_use_bytes, in_use_blocks, .. } = s.totals;
+    writeln!(w, "nearheap: live at exit: {in_use_bytes} bytes in {in_use_blocks} blocks")?;
+    let mut last = (u64::MAX, usize::MAX);
+    loop {
+        // Done once, over rows in another order: so the next is looked for among all.
+        let mut next = (0, 0);
+        for place in 0..=s.classes().len() {
+            let row = (in_use(s, place).0, place);
+            if row < last && row > next {
+                next = row;
+            }
+        }
+        let (bytes @ 1.., place) = next else { return Ok(()) };
+        last = next;
+        match s.classes().get(place) {
+            Some(c) => write!(w, "nearheap: live: class={} align={}", c.size, c.align)?,
+            None => w.write_str("nearheap: live: class=huge")?,
+        }
+        writeln!(w, " blocks={} bytes={bytes}", in_use(s, place).1)?;
+    }
+}
+
+/// Bytes and blocks of a class by its place; behind the last, those of huge blocks.
+#[inline(never)]
+fn in_use(s: &Snapshot, place: usize) -> (u64, u64) {
+    match s.classes().get(place) {
+        Some(class) => (class.in_use_bytes(), class.in_use_blocks()),
+        None => (s.huge.sums().in_use_bytes, s.huge.sums().in_use_blocks),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::Bytes;

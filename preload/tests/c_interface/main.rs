@@ -182,3 +182,13 @@ fn no_misuse() {
     let run = run(Command::new(program("misuse")).arg("nothing").env("LD_PRELOAD", library()));
     assert_eq!((run.end.as_str(), run.stderr.as_str()), ("exit 0", ""));
 }
+
+#[test]
+fn what_a_program_leaks_is_listed() {
+    let list = "nearheap: live at exit: 7344 bytes in 7 blocks\n\
+        nearheap: live: class=3072 align=16 blocks=2 bytes=6144\n\
+        nearheap: live: class=240 align=16 blocks=5 bytes=1200\n";
+    let mut command = Command::new(program("leaks"));
+    let command = command.env("LD_PRELOAD", library()).env("NEARHEAP_HEADERS", "leaks");
+    assert_eq!(run(command).stderr, list);
+}
