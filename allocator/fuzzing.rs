@@ -60,7 +60,7 @@ pub fn options(input: &[u8]) {
             Some((&entry[..at], &entry[at + 1..]))
         })
         .collect();
-    let mut settings = Settings::new();
+    let mut settings = Settings::of(&Config::new());
     resolve(&Config::new(), entries.iter().copied(), &mut settings, &mut |line| {
         assert!(line.len() <= LINE_BYTES && line.ends_with(b"\n"), "{}", line.escape_ascii());
         let text = &line[..line.len() - 1];

@@ -77,7 +77,7 @@ enum Subject<'e> {
     Unknown(&'e [u8]),
 }
 
-/// Fills `out` with the options in force and tells `report` what a user should know, in whole lines of at most
+/// Makes `out`, [`Settings::of`] the program, the options in force and tells `report` what a user should know, in whole lines of at most
 /// `LINE_BYTES`, newline included.
 ///
 /// `environment` is walked twice: whether to speak at all may be said in its last entry.
@@ -87,7 +87,6 @@ pub(crate) fn resolve<'e>(
     out: &mut Settings,
     report: &mut dyn FnMut(&[u8]),
 ) {
-    out.begin(config);
     if !config.locked {
         out.read(environment.clone());
     }
@@ -105,29 +104,23 @@ pub(crate) fn resolve<'e>(
 }
 
 impl Settings {
-    /// The defaults, for the static that `resolve` fills.
-    pub(crate) const fn new() -> Self {
-        let config = Config::new();
-        Self {
+    /// What the program says.
+    #[inline(never)] // Once in the program, and in place.
+    pub(crate) fn of(config: &Config) -> Self {
+        let mut settings = Self {
             values: config.values,
             stats_file: Path::NONE,
             built: config.built,
-            given: Keys::NONE,
+            given: config.given,
             environment: Keys::NONE,
-        }
+        };
+        settings.stats_file.copy(config.values.stats_file.0);
+        settings
     }
 
     /// The file for the statistics, before `%p` and `%%` are replaced; none: standard error.
     pub(crate) fn stats_file(&self) -> Option<&[u8]> {
         self.stats_file.get()
-    }
-
-    fn begin(&mut self, config: &Config) {
-        self.values = config.values;
-        self.built = config.built;
-        self.given = config.given;
-        self.environment = Keys::NONE;
-        self.stats_file.copy(config.values.stats_file.0);
     }
 
     /// Takes over what the environment says rightly.

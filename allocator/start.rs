@@ -22,6 +22,7 @@ use crate::tls::{self, Standing};
 use crate::value::{HugePages, Limit, StatsFormat};
 use crate::{exit, fork, headed};
 use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use nearheap_numa::os::{self, Linux};
 use nearheap_numa::source::NO_LIMIT;
@@ -40,15 +41,15 @@ static STARTER: AtomicU32 = AtomicU32::new(0);
 static KEY: AtomicUsize = AtomicUsize::new(NO_KEY);
 const NO_KEY: usize = usize::MAX;
 
-struct InForce(UnsafeCell<Settings>);
+struct InForce(UnsafeCell<MaybeUninit<Settings>>);
 // SAFETY: written inside the start alone, before `READY` is set; read only after.
 unsafe impl Sync for InForce {}
-static SETTINGS: InForce = InForce(UnsafeCell::new(Settings::new()));
+static SETTINGS: InForce = InForce(UnsafeCell::new(MaybeUninit::uninit()));
 
 /// The options in force.
 pub(crate) fn settings() -> &'static Settings {
-    // SAFETY: nobody writes after `READY`, and nobody asks before.
-    unsafe { &*SETTINGS.0.get() }
+    // SAFETY: nobody writes after `READY`, and nobody asks before `load_options` has written it.
+    unsafe { (*SETTINGS.0.get()).assume_init_ref() }
 }
 
 /// The calling thread's cache, made if this is its first operation. `None`: it has none any more, or gets none.
@@ -139,7 +140,7 @@ pub(crate) fn leave() {
 fn load_options(config: &Config) {
     let say = &mut |line: &[u8]| os::write(2, line);
     // SAFETY: before `READY`, inside the start: nobody else has a reference.
-    let settings = unsafe { &mut *SETTINGS.0.get() };
+    let settings = unsafe { (*SETTINGS.0.get()).write(Settings::of(config)) };
     if os::is_privileged() {
         resolve(config, core::iter::empty(), settings, say);
         return;

@@ -11,7 +11,7 @@ use std::vec::Vec;
 type Pairs<'e> = &'e [(&'e [u8], &'e [u8])];
 
 fn resolved(config: &Config, environment: Pairs<'_>) -> (Box<Settings>, String) {
-    let mut out = Box::new(Settings::new());
+    let mut out = Box::new(Settings::of(config));
     let mut said = Vec::new();
     resolve(config, environment.iter().copied(), &mut out, &mut |line| {
         assert!(line.len() <= LINE_BYTES && line.ends_with(b"\n"), "{}", line.escape_ascii());
