@@ -1,7 +1,7 @@
 //! Who allocated what is live: with frame pointers the right functions, without them whatever is found, and never a fault.
 
 use crate::common::filter::{EPERM, Filter};
-use crate::{first_site, leak, list, listing, nothing, second_site, two_sites, without_stacks};
+use crate::{first_site, leak, list, listing, second_site, two_sites, without_stacks};
 use std::arch::asm;
 use std::hint::black_box;
 use std::process::Command;
@@ -226,7 +226,6 @@ fn odd_frames_end_the_walk() {
 fn stacks_of_its_own() {
     use std::mem::zeroed;
     const LEN: usize = 64 << 10;
-    nothing();
     // SAFETY: contexts are zeros until they are made; each stack is nobody else's while the context is on it. What the heap
     // knew of the first one's place must not matter once that is gone.
     unsafe {
@@ -285,8 +284,7 @@ fn small() {
     }
     // SAFETY: attributes and threads are made and joined in order.
     unsafe {
-        let mut attributes = std::mem::zeroed();
-        let mut thread = 0;
+        let (mut attributes, mut thread) = (std::mem::zeroed(), std::mem::zeroed());
         assert_eq!(libc::pthread_attr_init(&mut attributes), 0);
         assert_eq!(
             libc::pthread_attr_setstacksize(&mut attributes, LEN.max(libc::PTHREAD_STACK_MIN)),
