@@ -64,7 +64,7 @@ pub(crate) struct Granules<O> {
     others: AtomicUsize,
     /// Metadata of withdrawn segments, for the next ones.
     spare: Lock<Spare>,
-    /// New segments are backed by huge pages once so many bytes are out for each shard in use.
+    /// New segments are backed by huge pages once so many bytes are out, and a segment's for each shard in use; 0: all.
     pub(crate) huge_pages_from: Late,
     /// What giving memory back too early has cost.
     pub(crate) refaults: Refaults,
@@ -420,7 +420,11 @@ impl<O: Os> Granules<O> {
         };
         self.mapped(shard / SHARDS, SEGMENT);
         self.put(shard / SHARDS, base, SEGMENT);
-        let huge = self.taken() >= self.huge_pages_from.get().saturating_mul(self.active());
+        // The shards fill the last segment together; what each has alone may end in half a one.
+        let huge = match self.huge_pages_from.get() {
+            0 => true,
+            from => self.taken() >= from.max(self.active() * SEGMENT),
+        };
         // A small heap says no as well: where the system's setting is `always`, a touched byte would cost 2 MiB.
         // SAFETY: mapped above.
         unsafe { self.source.advise_huge(base, SEGMENT, huge) };

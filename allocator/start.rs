@@ -31,9 +31,9 @@ use once_cell::race::OnceBool;
 /// The heap of this process.
 pub(crate) static HEAP: Heap<Linux> = Heap::new(Linux);
 
-/// With huge pages on `auto`, segments get them once this much is in use for each shard: nearly all of what the first ones
-/// have. Below, the tail of a huge page would weigh.
-const HUGE_PAGES_FROM: usize = 3 << 20;
+/// With huge pages on `auto`, segments get them once this much is in use: nearly all of what the first two have. Below, the
+/// tail of a huge page would weigh.
+const HUGE_PAGES_FROM: usize = 7 << 20;
 
 static READY: OnceBool = OnceBool::new();
 /// The process of which a thread is inside the start, or keeps others out of it for a fork; 0 for none.
