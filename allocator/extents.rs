@@ -1,6 +1,7 @@
-//! Extents: where blocks begin and end, for those who give one back without its size. In use in programs with the C
-//! interface only.
-//! Owns: `Extents`. Called by: `granule`, for blocks that leave the granule heap or come back; `foreign`, which reads.
+//! Extents: where blocks begin and end, for those who give one back without its size, and those who verify it. In use in
+//! programs with the C interface, and with the feature `hardened`.
+//! Owns: `Extents`. Called by: `granule`, for blocks that leave the granule heap or come back; `foreign`, which reads;
+//! `hardened`, for blocks that go to the program or come from it.
 //!
 //! ```text
 //! granule   0                63 |  64              127 | ...  to the end of the segment
@@ -18,11 +19,15 @@
 //! W4: a table is metadata, which stays readable (M1), and belongs to its range of addresses for ever. While no segment is
 //!     there it is purged, all zeros.
 //!
+//! With the feature `hardened`, the first granule's bit stands while the block is with the program, and not while it is in
+//! a cache or a magazine: set by whoever hands it out, cleared by its free, of which there is one that finds it.
+//!
 //! It takes 16 bytes for every KiB of blocks, and costs a locked instruction per word and batch.
 
 #![allow(clippy::indexing_slicing, reason = "every index is masked to the length of its array")]
 
 use crate::class::{GRANULE, GRANULE_SHIFT};
+use crate::hardened::FREES;
 use crate::meta::{Meta, pages_of};
 use crate::segment::{SEGMENT, SEGMENT_GRANULES, SEGMENT_SHIFT};
 use core::ptr::{self, NonNull};
@@ -161,13 +166,14 @@ impl Extents {
     }
 
     /// Keeps extents from now on: before the first segment is there.
+    #[cfg(any(feature = "c-interface", test))]
     pub(crate) fn activate(&self) {
         self.active.store(true, Ordering::Relaxed);
     }
 
     #[inline]
     fn is_active(&self) -> bool {
-        self.active.load(Ordering::Relaxed)
+        FREES || self.active.load(Ordering::Relaxed)
     }
 
     /// The leaf of an address.
@@ -231,6 +237,33 @@ impl Extents {
         }
     }
 
+    /// Says that the block at an address is with the program.
+    #[cfg(feature = "hardened")]
+    pub(crate) fn hand_out(&self, address: usize) {
+        let g = address >> GRANULE_SHIFT;
+        if let Some(table) = self.table(address) {
+            table.word(g).firsts.fetch_or(1 << (g % 64), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a block of exactly `k` granules at an address is with the program.
+    #[cfg(feature = "hardened")]
+    pub(crate) fn is_out(&self, address: usize, k: usize) -> bool {
+        self.extent(address) == Some(k)
+    }
+
+    /// The same; and it is no more: of all who say so at once, one hears that it was.
+    #[cfg(feature = "hardened")]
+    pub(crate) fn take_back(&self, address: usize, k: usize) -> bool {
+        let Some(table) = self.table(address).filter(|_| address.is_multiple_of(GRANULE)) else {
+            return false;
+        };
+        let g = address >> GRANULE_SHIFT;
+        let found = if k <= 64 { table.short(address) } else { table.extent(address) };
+        let bit = 1 << (g % 64);
+        found == Some(k) && table.word(g).firsts.fetch_and(!bit, Ordering::Relaxed) & bit != 0
+    }
+
     /// Says that these blocks of `k` granules are out.
     #[inline]
     pub(crate) fn mark(&self, blocks: &[*mut u8], k: usize) {
@@ -254,6 +287,7 @@ impl Extents {
             let g = (block as usize >> GRANULE_SHIFT) % SEGMENT_GRANULES;
             let last = (g + k - 1) % SEGMENT_GRANULES;
             let (at, to) = (1 << (g % 64), 1 << (last % 64));
+            let at = if set && FREES { 0 } else { at };
             if g / 64 == last / 64 {
                 change.add(table.word(g), at, to);
             } else {
@@ -282,9 +316,23 @@ impl Extents {
         self.root.iter().filter_map(|leaf| unsafe { leaf.load(Ordering::Relaxed).as_ref() })
     }
 
-    /// W1 and W2, of blocks by their addresses and sizes: these have their bits, and nothing else has one.
+    /// W1 and W2, of blocks by their addresses and sizes: these have their bits, and nothing else has one. With `hardened`
+    /// none of them is with the program, but for the time of the test.
     #[cfg(test)]
     pub(crate) fn are_exact(&self, blocks: impl Iterator<Item = (usize, usize)>) -> bool {
+        #[cfg(feature = "hardened")]
+        {
+            let blocks: std::vec::Vec<_> = blocks.collect();
+            blocks.iter().for_each(|&(at, _)| self.hand_out(at));
+            let exact = self.have_their_bits(blocks.iter().copied());
+            exact && blocks.iter().all(|&(at, size)| self.take_back(at, size / GRANULE))
+        }
+        #[cfg(not(feature = "hardened"))]
+        self.have_their_bits(blocks)
+    }
+
+    #[cfg(test)]
+    fn have_their_bits(&self, blocks: impl Iterator<Item = (usize, usize)>) -> bool {
         let mut n = 0;
         for (at, size) in blocks {
             n += 1;
@@ -349,6 +397,8 @@ mod tests {
         let (extents, meta, source) = extents(true);
         assert!(extents.open(address(0) as usize, &meta, &source));
         extents.mark(&[address(g)], k);
+        #[cfg(feature = "hardened")]
+        extents.hand_out(address(g) as usize);
         for other in g..g + k.min(200) {
             let expected = (other == g).then_some(k);
             assert_eq!(extents.extent(address(other) as usize), expected, "{other}");
@@ -403,6 +453,30 @@ mod tests {
         assert_eq!(source.committed() + size, meta.bytes());
     }
 
+    #[cfg(feature = "hardened")]
+    #[test]
+    fn a_block_is_taken_back_once_and_only_as_what_it_is() {
+        let (extents, meta, source) = extents(true);
+        assert!(extents.open(address(0) as usize, &meta, &source));
+        for (g, k) in [(0, 1), (60, 7), (200, 64), (300, 65), (4000, 1000)] {
+            let at = address(g) as usize;
+            extents.mark(&[address(g)], k);
+            assert!(!extents.take_back(at, k), "it is in a cache: {k}");
+            extents.hand_out(at);
+            for wrong in [(at, k + 1), (at, k - 1), (at + GRANULE, k), (at + 8, k), (at - 16, k)] {
+                assert!(!extents.take_back(wrong.0, wrong.1) && extents.is_out(at, k), "{wrong:?}");
+            }
+            assert!(
+                extents.take_back(at, k) && !extents.take_back(at, k) && !extents.is_out(at, k)
+            );
+            extents.hand_out(at);
+            assert!(extents.take_back(at, k), "it is handed out again: {k}");
+            extents.unmark(&[address(g)], k);
+        }
+        assert!(extents.are_exact(core::iter::empty()));
+    }
+
+    #[cfg(not(feature = "hardened"))]
     #[test]
     fn nothing_is_kept_until_it_is_asked_for() {
         let (extents, meta, source) = extents(false);

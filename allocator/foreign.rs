@@ -20,6 +20,7 @@ use crate::class::{CACHED_MAX, GRANULE, SMALL_MAX, SPAN_MAX, Slot};
 use crate::config::Config;
 use crate::extents::{ENTRIES, LEAF_SHIFT, Leaf};
 use crate::fault::{self, Fault, Misuse, survive};
+use crate::hardened;
 use crate::headed;
 use crate::heap::{Found, cleared};
 use crate::nested;
@@ -235,7 +236,8 @@ fn no_memory() -> *mut u8 {
 #[inline(always)]
 fn pop(slot: Slot) -> Option<NonNull<u8>> {
     // SAFETY: the pointer is this thread's cache or a sentinel of zeros, which live for ever.
-    unsafe { (*tls::cache()).pop(slot) }
+    let block = unsafe { (*tls::cache()).pop(slot) };
+    block.inspect(|block| _ = hardened::out(block.as_ptr()))
 }
 
 // The slow halves are `extern "C"`, which says that they don't unwind, so that the fast ones end in a jump.
@@ -281,7 +283,7 @@ fn obtain(size: usize) -> Found {
         }
         // SAFETY: the cache is this thread's.
         let found = unsafe { HEAP.alloc(cache, layout) };
-        (!found.0.is_null()).then_some(found)
+        (!hardened::out(found.0).is_null()).then_some(found)
     });
     found.unwrap_or_else(|| (no_memory(), 0))
 }
@@ -340,7 +342,7 @@ pub fn aligned(align: usize, size: usize) -> *mut u8 {
         let Some((layout, slots)) = aligned_layout(align, size) else { return ptr::null_mut() };
         let Some((slot, plain)) = slots else {
             // SAFETY: the cache is this thread's.
-            return unsafe { HEAP.alloc(cache, layout) }.0;
+            return hardened::out(unsafe { HEAP.alloc(cache, layout) }.0);
         };
         // SAFETY: the cache is this thread's, which does nothing else with it meanwhile.
         let latest = cache.and_then(|cache| unsafe { cache.latest(plain) });
@@ -352,7 +354,7 @@ pub fn aligned(align: usize, size: usize) -> *mut u8 {
         let block = match pop(slot) {
             Some(block) => block.as_ptr(),
             // SAFETY: the cache is this thread's.
-            None => unsafe { HEAP.alloc(cache, layout) }.0,
+            None => hardened::out(unsafe { HEAP.alloc(cache, layout) }.0),
         };
         if !block.is_null() && plain != slot {
             match cache {
@@ -370,7 +372,7 @@ pub unsafe fn free(block: *mut u8, near: &'static Near) {
         // SAFETY: the pointer is this thread's cache or a sentinel; the block has the extent of the slot's, and is nobody's
         // any more by the caller's contract.
         if unsafe { (*tls::cache()).push(slot, block) } {
-            return;
+            return hardened::back(block, slot);
         }
     }
     // SAFETY: the caller's contract.
@@ -387,7 +389,7 @@ unsafe extern "C" fn free_other(block: *mut u8, near: &'static Near) {
     if let Some(slot) = extent.and_then(|k| cached(Slot::of(k * GRANULE, GRANULE))) {
         // SAFETY: as in `free`.
         if unsafe { (*tls::cache()).push(slot, block) } {
-            return;
+            return hardened::back(block, slot);
         }
     }
     if !block.is_null() {
@@ -416,6 +418,7 @@ unsafe fn free_cold(block: *mut u8) {
             _ => die(Misuse::DoubleFree, block as usize),
         };
     }
+    hardened::back_as(block, layout);
     // SAFETY: the cache is this thread's; the block is nobody's any more, by the caller's contract.
     keeping_errno(|| survive(unsafe { HEAP.free(cache(), block, layout) }));
 }
@@ -424,6 +427,7 @@ unsafe fn free_cold(block: *mut u8) {
 pub(crate) unsafe fn free_waiting(block: *mut u8, cache: Option<&Cache>) {
     if let Some(kind) = find(block as usize) {
         let (layout, _) = kind.layout(block as usize);
+        hardened::back_as(block, layout);
         // SAFETY: the cache is this thread's; the block is nobody's any more, by the contract of C's `free`.
         survive(unsafe { HEAP.free_past(cache, block, layout) });
     }

@@ -8,6 +8,7 @@ use crate::cache::Cache;
 use crate::class::{GRANULE, SMALL_MAX, Slot};
 use crate::config::Config;
 use crate::fault::survive;
+use crate::hardened;
 use crate::headed;
 use crate::heap::cleared;
 use crate::nested;
@@ -49,7 +50,7 @@ impl NearHeap {
         if let Some(slot) = cached_slot(layout) {
             // SAFETY: the pointer is this thread's cache or a sentinel of zeros, which live for ever.
             if let Some(block) = unsafe { (*tls::cache()).pop(slot) } {
-                return block.as_ptr();
+                return hardened::out(block.as_ptr());
             }
         }
         self.alloc_cold(layout)
@@ -60,7 +61,7 @@ impl NearHeap {
         if let Some(slot) = cached_slot(layout) {
             // SAFETY: as in `dealloc`.
             if unsafe { (*tls::cache()).push(slot, block) } {
-                return;
+                return hardened::back(block, slot);
             }
         }
         // SAFETY: the caller's contract.
@@ -73,7 +74,7 @@ impl NearHeap {
         nested::drain();
         match tls::working() {
             // SAFETY: the cache is this thread's.
-            cache @ Some(_) => unsafe { HEAP.alloc(cache, layout) }.0,
+            cache @ Some(_) => hardened::out(unsafe { HEAP.alloc(cache, layout) }.0),
             None => self.alloc_aside(layout, false),
         }
     }
@@ -84,7 +85,9 @@ impl NearHeap {
         nested::drain();
         match tls::working() {
             // SAFETY: the cache is this thread's; a block of at least the layout's size, which is nobody else's.
-            cache @ Some(_) => unsafe { cleared(HEAP.alloc(cache, layout), layout.size()) },
+            cache @ Some(_) => unsafe {
+                hardened::out(cleared(HEAP.alloc(cache, layout), layout.size()))
+            },
             None => self.alloc_aside(layout, true),
         }
     }
@@ -104,7 +107,8 @@ impl NearHeap {
             let found = if headed::is_on() {
                 headed::alloc(None, cache, layout)
             } else {
-                HEAP.alloc(cache, layout)
+                let found = HEAP.alloc(cache, layout);
+                (hardened::out(found.0), found.1)
             };
             if zeroed { cleared(found, layout.size()) } else { found.0 }
         }
@@ -115,8 +119,11 @@ impl NearHeap {
     unsafe fn dealloc_cold(&self, block: *mut u8, layout: Layout) {
         nested::drain();
         match tls::working() {
-            // SAFETY: the cache is this thread's; the block is nobody's any more, by the caller's contract.
-            cache @ Some(_) => survive(unsafe { HEAP.free(cache, block, layout) }),
+            cache @ Some(_) => {
+                hardened::back_as(block, layout);
+                // SAFETY: the cache is this thread's; the block is nobody's any more, by the caller's contract.
+                survive(unsafe { HEAP.free(cache, block, layout) });
+            }
             // SAFETY: the caller's contract.
             None => unsafe { self.dealloc_aside(block, layout) },
         }
@@ -136,6 +143,7 @@ impl NearHeap {
             if headed::is_on() {
                 headed::free(cache, block, Some(layout));
             } else {
+                hardened::back_as(block, layout);
                 survive(HEAP.free(cache, block, layout));
             }
         }
@@ -204,6 +212,7 @@ pub(crate) unsafe fn resize_or_move(
         } else if headed::is_on() {
             headed::resize(cache, block, Some(layout), new)
         } else {
+            hardened::stands(block, layout);
             survive(HEAP.resize(cache, block, layout, new))
         }
     };
@@ -269,7 +278,7 @@ unsafe impl GlobalAlloc for Served {
         let Some(slot) = small_slot(layout) else { return self.alloc_large(layout) };
         // SAFETY: the pointer is this thread's cache or a sentinel of zeros, which live for ever.
         match unsafe { (*tls::cache()).pop(slot) } {
-            Some(block) => block.as_ptr(),
+            Some(block) => hardened::out(block.as_ptr()),
             None => self.alloc_cold(layout),
         }
     }
@@ -283,7 +292,9 @@ unsafe impl GlobalAlloc for Served {
         // SAFETY: the pointer is this thread's cache or a sentinel; the block is one of the slot, since the layout is
         // that of its allocation (K2), and nobody's any more.
         unsafe {
-            if !(*tls::cache()).push(slot, block) {
+            if (*tls::cache()).push(slot, block) {
+                hardened::back(block, slot);
+            } else {
                 self.dealloc_cold(block, layout);
             }
         }
@@ -296,7 +307,7 @@ unsafe impl GlobalAlloc for Served {
             if let Some(block) = unsafe { (*tls::cache()).pop(slot) } {
                 // SAFETY: a block of at least the layout's size, which is nobody else's.
                 unsafe { ptr::write_bytes(block.as_ptr(), 0, layout.size()) };
-                return block.as_ptr();
+                return hardened::out(block.as_ptr());
             }
         }
         self.alloc_zeroed_cold(layout)

@@ -14,6 +14,7 @@
 use crate::class::{Classes, GRANULE, Slot};
 use crate::extents::Extents;
 use crate::fault::{Fault, Misuse};
+use crate::hardened::Wall;
 use crate::homes::Homes;
 use crate::map::SegmentMap;
 use crate::meta::{Meta, pages_of};
@@ -429,9 +430,13 @@ impl<O: Os> Granules<O> {
         // SAFETY: mapped above.
         unsafe { self.source.advise_huge(base, SEGMENT, huge) };
         base.as_ptr().expose_provenance();
-        // SAFETY: metadata that nobody else has.
-        unsafe { (*segment).open(base, shard as u16, self.source.page_size(), huge) };
         let address = base.as_ptr() as usize;
+        let mut wall = Wall::put(address + SEGMENT, &self.source);
+        // SAFETY: metadata that nobody else has.
+        unsafe {
+            (*segment).open(base, shard as u16, self.source.page_size(), huge);
+            (*segment).wall = wall;
+        }
         let listed = self.extents.open(address, &self.meta, &self.source)
             && self.map.publish(address, segment, &self.meta, &self.source)
             && self.list(shard, segment);
@@ -439,7 +444,10 @@ impl<O: Os> Granules<O> {
             self.map.withdraw(address);
             self.extents.close(address, &self.source);
             // SAFETY: mapped above, never handed out.
-            unsafe { self.source.unmap(base, SEGMENT, 0) };
+            unsafe {
+                wall.lift(address + SEGMENT, &self.source);
+                self.source.unmap(base, SEGMENT, 0);
+            }
             self.keep_metadata(segment);
         }
         listed
@@ -614,12 +622,18 @@ impl<O: Os> Granules<O> {
         };
         // Once the range is unmapped it may be another segment's.
         self.extents.close(base, &self.source);
-        // SAFETY: mapped by `grow`; empty, so nobody has a block of it.
-        let gone = unsafe { self.source.unmap(at, SEGMENT, dirty) };
+        // SAFETY: both mapped by `grow`; empty, so nobody has a block of it, and metadata that nobody else has.
+        let gone = unsafe {
+            (*segment).wall.lift(base + SEGMENT, &self.source);
+            self.source.unmap(at, SEGMENT, dirty)
+        };
         if gone {
             self.source.retain(0, dirty);
             self.unmapped(shard / SHARDS, dirty, self.source.os().now_ms());
             self.keep_metadata(segment);
+        } else {
+            // SAFETY: metadata that nobody else has.
+            unsafe { (*segment).wall = Wall::put(base + SEGMENT, &self.source) };
         }
         gone
     }

@@ -18,6 +18,7 @@ use crate::fault::{Fault, Misuse};
 use crate::granule::Granules;
 #[cfg(not(loom))]
 use crate::granule::lookup::Around;
+use crate::hardened::Wall;
 use crate::meta::Meta;
 use crate::part::PARTS;
 use core::ptr::{self, NonNull};
@@ -42,9 +43,11 @@ struct Mapping {
     origin: usize,
     /// Whose memory it is: it serves that part alone while it is kept.
     part: u8,
+    /// What is behind its end; nothing, while it is kept.
+    wall: Wall,
 }
 
-const NOTHING: Mapping = Mapping { at: 0, len: 0, mapped: 0, origin: 0, part: 0 };
+const NOTHING: Mapping = Mapping { at: 0, len: 0, mapped: 0, origin: 0, part: 0, wall: Wall::NONE };
 const _: () = assert!(PARTS <= u8::MAX as usize);
 
 /// An open-addressing table in metadata memory, at most half full.
@@ -266,7 +269,7 @@ impl Huge {
             self.forgo();
             return None;
         }
-        let Some(at) = source.map(len, align) else {
+        let Some(at) = source.map(len + Wall::room(source), align) else {
             source.uncommit(len);
             self.forgo();
             return None;
@@ -277,8 +280,10 @@ impl Huge {
             unsafe { source.advise_huge(at, len, true) };
         }
         let (origin, part) = (self.origin(), part as u8);
-        self.enlist(Mapping { at: at.as_ptr() as usize, len, mapped: len, origin, part });
-        at.as_ptr().expose_provenance();
+        let place = at.as_ptr().expose_provenance();
+        // SAFETY: the room behind the block was mapped above.
+        let wall = unsafe { Wall::put_in_room(place + len, source) };
+        self.enlist(Mapping { at: place, len, mapped: len, origin, part, wall });
         Some((at, 0))
     }
 
@@ -328,18 +333,21 @@ impl Huge {
         drop(table);
         let mut at = NonNull::new(ptr::with_exposed_provenance_mut(mapping.at))?;
         let dirty = mapping.mapped;
-        if dirty < len {
+        let wall = if dirty < len {
             // SAFETY: a kept mapping is nobody's.
-            let Some(to) = (unsafe { source.remap(at, (dirty, len), align) }) else {
+            let Some((to, wall)) = (unsafe { Wall::remap(at, (dirty, len), align, source) }) else {
                 self.unmap(mapping, source);
                 return None;
             };
             to.as_ptr().expose_provenance();
             at = to;
-        }
+            wall
+        } else {
+            Wall::put(mapping.at + dirty, source)
+        };
         let origin = if dirty < len { self.origin() } else { mapping.origin };
         let (place, mapped) = (at.as_ptr() as usize, dirty.max(len));
-        self.enlist(Mapping { at: place, len, mapped, origin, ..mapping });
+        self.enlist(Mapping { at: place, len, mapped, origin, wall, ..mapping });
         Some((at, dirty))
     }
 
@@ -397,8 +405,10 @@ impl Huge {
         keep: usize,
         source: &PageSource<O>,
     ) -> Result<usize, Fault> {
-        let mapping = self.delist(at, len)?;
+        let mut mapping = self.delist(at, len)?;
         self.forgo();
+        // SAFETY: the mapping's, which is nobody's any more.
+        unsafe { mapping.wall.lift(mapping.at + mapping.mapped, source) };
         if mapping.mapped > keep {
             self.unmap(mapping, source);
             return Ok(mapping.mapped);
@@ -480,17 +490,21 @@ impl Huge {
         (align, huge_pages): (usize, bool),
         source: &PageSource<O>,
     ) -> Result<Option<NonNull<u8>>, Fault> {
-        let mapping = self.delist(at, old)?;
+        let mut mapping = self.delist(at, old)?;
         if fits(mapping.mapped, new) {
             self.enlist(Mapping { len: new, ..mapping });
             return Ok(NonNull::new(at));
         }
+        let behind = mapping.at + mapping.mapped;
+        // SAFETY: the mapping's, which no other thread finds in the table. It may grow to there.
+        unsafe { mapping.wall.lift(behind, source) };
         let to_align = if huge_pages { align.max(HUGE_PAGE) } else { align };
         let moved = NonNull::new(at).and_then(|at| {
             // SAFETY: the mapping is the caller's block, which is the caller's no more once it has moved.
-            unsafe { source.remap(at, (mapping.mapped, new), to_align) }
+            unsafe { Wall::remap(at, (mapping.mapped, new), to_align, source) }
         });
-        let Some(to) = moved else {
+        let Some((to, wall)) = moved else {
+            mapping.wall = Wall::put(behind, source);
             self.enlist(mapping);
             return Ok(None);
         };
@@ -501,7 +515,7 @@ impl Huge {
         to.as_ptr().expose_provenance();
         let origin = self.origin();
         let at = to.as_ptr() as usize;
-        self.enlist(Mapping { at, len: new, mapped: new, origin, ..mapping });
+        self.enlist(Mapping { at, len: new, mapped: new, origin, wall, ..mapping });
         debug_assert!((to.as_ptr() as usize).is_multiple_of(align));
         Ok(Some(to))
     }

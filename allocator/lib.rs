@@ -24,6 +24,7 @@
 //! | `map`, `meta` | from addresses to segments; memory for all of these |
 //! | `foreign`, `extents` | the same heap for those who free without a size (feature `c-interface`, internal) |
 //! | `stacks`, `maps` | who allocated what is live at exit (feature `leak-stacks`) |
+//! | `hardened` | guards, random places, and verification at the free (feature `hardened`) |
 //! | `valgrind` | what memcheck is told of blocks (feature `valgrind`) |
 //! | `start`, `fork`, `exit`, `registry` | the life of the process and of its threads |
 //! | `options`, `value`, `config`, `settings`, `cgroup` | what can be set, and what is in force |
@@ -77,7 +78,10 @@ mod config;
 mod exit;
 // Two files, so that what asks for it needs no conditions.
 #[cfg(unix)]
-#[cfg_attr(not(all(feature = "c-interface", not(loom))), path = "no_extents.rs")]
+#[cfg_attr(
+    not(all(any(feature = "c-interface", feature = "hardened"), not(loom))),
+    path = "no_extents.rs"
+)]
 mod extents;
 #[cfg(unix)]
 mod fault;
@@ -93,6 +97,9 @@ pub mod fuzzing;
 mod global;
 #[cfg(unix)]
 mod granule;
+#[cfg(unix)]
+#[cfg_attr(not(feature = "hardened"), path = "not_hardened.rs")]
+mod hardened;
 #[cfg(all(unix, not(loom)))]
 mod headed;
 #[cfg(all(unix, not(loom)))]

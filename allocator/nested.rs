@@ -23,6 +23,7 @@ use crate::class::Slot;
 use crate::fault::{self, Fault, Misuse, survive};
 use crate::global::NearHeap;
 use crate::granule::lookup::Around;
+use crate::hardened;
 use crate::headed;
 use crate::header::{Says, Shape, State};
 use crate::start::{self, HEAP};
@@ -321,7 +322,10 @@ fn drain_now() {
             match layout {
                 _ if headed::is_on() => headed::free(cache, block, layout),
                 // Past the cache, which may be about to be refilled.
-                Some(layout) => survive(HEAP.free_past(cache, block, layout)),
+                Some(layout) => {
+                    hardened::back_as(block, layout);
+                    survive(HEAP.free_past(cache, block, layout));
+                }
                 #[cfg(feature = "c-interface")]
                 None => crate::foreign::free_waiting(block, cache),
                 #[cfg(not(feature = "c-interface"))]

@@ -8,6 +8,7 @@ use crate::cache::Cache;
 use crate::config::Config;
 use crate::fault::survive;
 use crate::global::{NearHeap, resize_or_move};
+use crate::hardened;
 use crate::headed;
 use crate::heap::cleared;
 use crate::start::{self, HEAP};
@@ -71,7 +72,8 @@ impl NodeHeap {
             if headed::is_on() {
                 headed::alloc(Some(self.part()), cache, layout)
             } else {
-                HEAP.alloc_of(self.part(), cache, layout)
+                let found = HEAP.alloc_of(self.part(), cache, layout);
+                (hardened::out(found.0), found.1)
             }
         };
         if !found.0.is_null() {
@@ -103,6 +105,7 @@ unsafe impl GlobalAlloc for NodeHeap {
             if headed::is_on() {
                 headed::free(cache, block, Some(layout));
             } else {
+                hardened::back_as(block, layout);
                 survive(HEAP.free_past(cache, block, layout));
             }
         }

@@ -17,6 +17,7 @@
 use crate::chunk::{CHUNK_GRANULES, Chunk, Run, every};
 use crate::class::{GRANULE, GRANULE_SHIFT};
 use crate::fault::Misuse;
+use crate::hardened::{Dice, Wall};
 use crate::huge::HUGE_PAGE;
 use crate::scan::at_least_u16;
 use crate::shard::Place;
@@ -104,6 +105,8 @@ pub(crate) struct Tally {
     pub(crate) purged_ms: u64,
     /// The hard limit refused to let another page become resident.
     pub(crate) refused: bool,
+    /// The shard's, for the time of the batch.
+    pub(crate) dice: Dice,
 }
 
 /// How many blocks were given, and whether pages became wholly free.
@@ -123,6 +126,8 @@ pub(crate) struct Segment {
     /// Where its shard lists it.
     pub(crate) place: Place,
     page_shift: u8,
+    /// What is behind its end.
+    pub(crate) wall: Wall,
     /// Huge pages were asked for: the first fault in a clean half makes all of that half resident.
     huge: bool,
     /// Milliseconds at which a page was last purged here.
@@ -268,6 +273,7 @@ impl Segment {
             };
             let run = soften(run, k, align);
             let fit = run.len.checked_div(k).unwrap_or(0).min(out.len() - got);
+            let run = tally.dice.place(run, k, fit);
             let g = c * CHUNK_GRANULES + run.at;
             if !self.take_run(g, k * fit, source, tally) {
                 break;
@@ -280,6 +286,7 @@ impl Segment {
             }
             got += fit;
         }
+        tally.dice.shuffle(out.get_mut(..got).unwrap_or_default());
         got
     }
 

@@ -11,6 +11,7 @@
 
 use crate::chunk::CHUNK_GRANULES;
 use crate::class::{GRANULE, SPAN_MAX};
+use crate::hardened::Dice;
 use crate::scan::at_least_u16;
 use crate::segment::{SEGMENT, Segment, Tally};
 use core::ptr;
@@ -50,6 +51,8 @@ pub(crate) struct Shard {
     /// Takes and gives, and how many found the lock held: whether more shards are wanted.
     pub(crate) entries: u32,
     pub(crate) contended: u32,
+    /// What chooses places.
+    dice: Dice,
 }
 
 // SAFETY: the pointers lead to segments and groups that only the holder of the shard's lock touches (D1).
@@ -79,7 +82,7 @@ fn ones(mut mask: u64) -> impl Iterator<Item = usize> {
 
 impl Shard {
     pub(crate) const fn new() -> Self {
-        Self { first: Group::new(), entries: 0, contended: 0 }
+        Self { first: Group::new(), entries: 0, contended: 0, dice: Dice::new() }
     }
 
     /// Calls `f` with each group until it answers.
@@ -106,6 +109,7 @@ impl Shard {
         tally: &mut Tally,
     ) -> usize {
         let mut got = 0;
+        tally.dice = self.dice.seeded(source.os());
         for empty in [false, true] {
             let mut visits = 0;
             let _ = self.find_group(|group| {
@@ -144,6 +148,7 @@ impl Shard {
                 break;
             }
         }
+        self.dice = tally.dice;
         got
     }
 

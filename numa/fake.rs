@@ -341,6 +341,22 @@ unsafe impl Os for FakeOs {
         Ok(moved)
     }
 
+    unsafe fn wall(&self, at: usize, len: usize, ours: bool) -> Result<bool, Errno> {
+        self.script()?;
+        assert_eq!((at | len) % self.page, 0, "broken pages");
+        let mut ranges = self.ranges();
+        let Some(page) = NonNull::new(with_exposed_provenance_mut(at)) else { return Ok(false) };
+        if ours {
+            ranges.around(page, len);
+        }
+        // SAFETY: the caller's promise.
+        let done = unsafe { Linux.wall(at, len, ours)? };
+        if done && !ours {
+            ranges.add(page, len);
+        }
+        Ok(done)
+    }
+
     fn allowed_nodes(&self) -> Result<NodeSet, Errno> {
         self.script()?;
         self.machine().allowed

@@ -117,6 +117,24 @@ pub unsafe trait Os: Sync {
         Err(REFUSED)
     }
 
+    /// Maps `[at, at + len)`, whole pages, so that every access to it is a fault: in place of what is `ours` there, or only
+    /// if nothing is. `false`: something is.
+    ///
+    /// # Errors
+    /// The kernel's number: out of mappings, over a limit; the range is as it was.
+    ///
+    /// # Safety
+    /// If it is `ours`, the range was mapped here and nobody uses it.
+    unsafe fn wall(&self, at: usize, len: usize, ours: bool) -> Result<bool, Errno> {
+        let _ = (at, len, ours);
+        Ok(false)
+    }
+
+    /// A number that nobody foresees. The answer given here is for tests, which want the same every time.
+    fn random(&self) -> u64 {
+        0x6e65_6172_6865_6170
+    }
+
     // What follows is about NUMA nodes. The answers given here are those of a kernel that knows nothing of them.
 
     /// The nodes whose memory this process may use at the moment.
@@ -252,6 +270,45 @@ unsafe impl Os for Linux {
         let onto = onto.unwrap_or(at).as_ptr();
         // SAFETY: the caller owns both mappings; the kernel carries the contents to the new place.
         mapping_or_errno(|| unsafe { libc::mremap(at.as_ptr().cast(), old, new, flags, onto) })
+    }
+
+    unsafe fn wall(&self, at: usize, len: usize, ours: bool) -> Result<bool, Errno> {
+        // Off Linux, and on one older than 4.17, the address is a wish, which may be granted elsewhere.
+        #[cfg(target_os = "linux")]
+        const NOTHING_THERE: libc::c_int = libc::MAP_FIXED_NOREPLACE;
+        #[cfg(not(target_os = "linux"))]
+        const NOTHING_THERE: libc::c_int = 0;
+        let place = if ours { libc::MAP_FIXED } else { NOTHING_THERE };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | place;
+        let wish = core::ptr::without_provenance_mut(at);
+        // SAFETY: a new anonymous mapping, which replaces none but one that nobody uses, by the caller's promise.
+        let mapped =
+            mapping_or_errno(|| unsafe { libc::mmap(wish, len, libc::PROT_NONE, flags, -1, 0) });
+        match mapped {
+            Ok(here) if here.as_ptr() as usize == at => Ok(true),
+            // SAFETY: mapped above, and nobody's.
+            Ok(elsewhere) => unsafe { self.unmap(elsewhere, len) }.map(|()| false),
+            Err(Errno(libc::EEXIST)) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn random(&self) -> u64 {
+        #[cfg(target_os = "linux")]
+        {
+            let mut bytes = [0; 8];
+            let (at, len) = (bytes.as_mut_ptr().cast(), bytes.len());
+            // SAFETY: the bytes are valid to write. It doesn't wait: a machine that has just started knows no such number.
+            let got = keeping_errno(
+                |&n| n < 8,
+                || unsafe { libc::getrandom(at, len, libc::GRND_NONBLOCK) },
+            );
+            if got.is_ok() {
+                return u64::from_ne_bytes(bytes);
+            }
+        }
+        // Where the stack is, the kernel has chosen at random too.
+        (self.hint() as u64).rotate_left(32) ^ self.now_ms()
     }
 
     #[cfg(target_os = "linux")]

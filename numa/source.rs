@@ -283,6 +283,24 @@ impl<O: Os> PageSource<O> {
         done
     }
 
+    /// Puts a wall of one OS page at `at`, where every access is a fault: if nothing is there, or in place of the page that
+    /// is `ours`. Whether it did. It is mapped then, and goes by [`unmap`](Self::unmap).
+    ///
+    /// # Safety
+    /// If it is `ours`, the page was mapped here, and nobody uses it.
+    pub unsafe fn wall(&self, at: usize, ours: bool) -> bool {
+        let page = self.page_size();
+        // SAFETY: the caller's promise.
+        let done = self.counted(unsafe { self.os.wall(at, page, ours) }) == Some(true);
+        if done && !ours {
+            self.mapped.fetch_add(page, Ordering::Relaxed);
+            // The next mapping is asked for behind it.
+            let (from, to) = (Ordering::Relaxed, Ordering::Relaxed);
+            let _ = self.next.compare_exchange(at, at + page, from, to);
+        }
+        done
+    }
+
     /// Asks for huge pages, or for none; a refusal is counted and costs nothing else.
     ///
     /// # Safety
@@ -513,6 +531,29 @@ mod tests {
         let after = source.accounts();
         assert_eq!((after.refused_maps, after.refused_others), (1, 4));
         assert_eq!((after.mapped, after.committed), (before.mapped, before.committed));
+    }
+
+    #[test]
+    fn a_wall_takes_the_place_of_what_is_ours_and_of_nothing_else() {
+        let source = PageSource::new(FakeOs::new());
+        let page = source.page_size();
+        let at = source.map(2 * page, page).unwrap();
+        let end = at.as_ptr() as usize + page;
+        // SAFETY: mapped above, and unused.
+        unsafe {
+            source.os().fail_all(true);
+            assert!(!source.wall(end, true));
+            source.os().fail_all(false);
+            assert_eq!(source.accounts().refused_others, 1);
+            at.add(page).write(1);
+            assert!(!source.wall(end, false), "something is there");
+            assert_eq!(at.add(page).read(), 1);
+            assert!(source.wall(end, true) && !source.wall(end, false));
+            let a = source.accounts();
+            assert_eq!((a.mapped, source.os().mapped(), a.refused_others), (2 * page, 2 * page, 1));
+            assert!(source.unmap(at.add(page), page, 0) && source.unmap(at, page, 0));
+        }
+        assert_eq!((source.accounts().mapped, source.os().mapped()), (0, 0));
     }
 
     #[test]

@@ -78,12 +78,15 @@ impl<O: Os> Granules<O> {
     }
 
     /// What is wrong with an address in a segment at which no block is out; `None`: it is in no segment.
-    #[cfg(all(feature = "c-interface", not(loom)))]
+    #[cfg(any(feature = "c-interface", feature = "hardened"))]
     pub(crate) fn misuse_at(&self, address: usize) -> Option<crate::fault::Misuse> {
         use crate::fault::Misuse;
         let aligned = address.is_multiple_of(crate::class::GRANULE);
-        match self.around(address, &mut |_| {}) {
+        let mut begins = false;
+        match self.around(address, &mut |base| begins = base == address) {
             Around::Nothing => None,
+            // With `hardened`, it waits in a cache or a magazine.
+            Around::Block if begins => Some(Misuse::DoubleFree),
             Around::Free if aligned => Some(Misuse::DoubleFree),
             Around::Free | Around::Block => Some(Misuse::NotABlock),
         }

@@ -67,7 +67,7 @@ fn with(option: &str, value: &str) -> [u64; 4] {
 #[case::none("NEARHEAP_CACHE_BYTES", "0", 0..4 << 10)]
 #[case::little("NEARHEAP_CACHE_BYTES", "4K", 64..8 << 10)]
 #[case::one_block("NEARHEAP_SLOT_BLOCKS", "1", 0..4 << 10)]
-#[case::built_in("NEARHEAP_SLOT_BLOCKS", "63", 8 << 10..64 << 10)]
+#[case::built_in("NEARHEAP_SLOT_BLOCKS", "63", 8 << 10..80 << 10)]
 fn a_cache_holds_what_it_may(
     #[case] option: &str,
     #[case] value: &str,

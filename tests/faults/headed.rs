@@ -98,13 +98,18 @@ fn free_with(block: *mut u8, layout: Layout) {
     unsafe { dealloc(block, layout) };
 }
 
+/// Writes a byte, or another one where it is there already: a header's check follows from the address, which the kernel
+/// chooses.
+fn overwrite(block: *mut u8, at: isize, byte: u8) {
+    let place = block.wrapping_offset(at);
+    // SAFETY: none. The optimiser would leave out what nobody reads before the free.
+    unsafe { place.write_volatile(if place.read_volatile() == byte { !byte } else { byte }) };
+}
+
 fn write(block: *mut u8, at: isize, byte: u8, layout: Layout) {
+    overwrite(block, at, byte);
     // SAFETY: none.
-    unsafe {
-        // The optimiser would leave out what nobody reads before the free.
-        block.wrapping_offset(at).write_volatile(byte);
-        dealloc(block, layout);
-    }
+    unsafe { dealloc(block, layout) };
 }
 
 /// The owner of the block is gone before the first free, and the one who freed it before the second.
@@ -183,8 +188,7 @@ fn copied_header() {
 fn late_write(size: usize, at: isize) {
     let block = block(size);
     free_with(block, layout(size));
-    // SAFETY: none.
-    unsafe { block.wrapping_offset(at).write_volatile(1) };
+    overwrite(block, at, 1);
 }
 
 fn late(size: usize, at: isize) {

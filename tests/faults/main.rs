@@ -86,9 +86,23 @@ fn layout(size: usize) -> Layout {
 fn block(size: usize) -> *mut u8 {
     // Hidden from the optimiser, which would remove blocks that are only freed.
     // SAFETY: no layout here is of size 0.
-    let blocks = [(); 3].map(|()| black_box(unsafe { alloc(layout(size)) }));
+    let fresh = || black_box(unsafe { alloc(layout(size)) });
+    let blocks = [(); 3].map(|()| fresh());
     assert!(blocks.iter().all(|b| !b.is_null()));
-    blocks[1]
+    if cfg!(feature = "hardened") && size == SMALL {
+        amid_others([(); 99].map(|()| fresh()))
+    } else {
+        blocks[1]
+    }
+}
+
+/// One that has neighbours, of blocks at random places.
+fn amid_others<const N: usize>(mut blocks: [*mut u8; N]) -> *mut u8 {
+    blocks.sort_unstable();
+    let apart = |pair: &[*mut u8]| pair[1] as usize - pair[0] as usize;
+    let least = blocks.windows(2).map(apart).min().unwrap();
+    let amid = blocks.windows(3).find(|w| apart(w) == least && apart(&w[1..]) == least);
+    amid.unwrap()[1]
 }
 
 fn nothing_wrong() {

@@ -31,7 +31,7 @@ static GLOBAL: nearheap::NearHeap = nearheap::NearHeap::new();
 const TABLE: &str = include_str!("../../docs/SYSCALLS.md");
 
 /// Numbers of the calls on this machine.
-const NUMBERS: [(&str, libc::c_long); 19] = [
+const NUMBERS: [(&str, libc::c_long); 20] = [
     ("mmap", libc::SYS_mmap),
     ("munmap", libc::SYS_munmap),
     ("madvise", libc::SYS_madvise),
@@ -51,17 +51,27 @@ const NUMBERS: [(&str, libc::c_long); 19] = [
     ("rt_sigprocmask", libc::SYS_rt_sigprocmask),
     ("tgkill", libc::SYS_tgkill),
     ("brk", libc::SYS_brk),
+    ("getrandom", libc::SYS_getrandom),
 ];
 
 /// What this program itself does meanwhile: it ends, and a thread of it ends.
 const OWN: [libc::c_long; 3] = [libc::SYS_exit_group, libc::SYS_exit, libc::SYS_rseq];
 
-/// The filter of the table.
+/// The rows of a part of the document: the name of a call, and its arguments.
+fn rows(text: &'static str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    text.lines().filter_map(|line| line.strip_prefix("| `")).map(|line| {
+        let (name, rest) = line.split_once('`').unwrap();
+        (name, rest.trim_end_matches('|').rsplit('|').next().unwrap())
+    })
+}
+
+/// The filter of the table; a feature has a table of its own, whose rows replace those of the same calls.
 fn filter_of_table() -> Filter {
     let mut filter = Filter::new();
-    for line in TABLE.lines().filter_map(|line| line.strip_prefix("| `")) {
-        let (name, rest) = line.split_once('`').unwrap();
-        let arguments = rest.trim_end_matches('|').rsplit('|').next().unwrap();
+    let (table, hardened) = TABLE.split_once("## With the feature `hardened`").unwrap();
+    let hardened = if cfg!(feature = "hardened") { hardened } else { "" };
+    let replaced = |name| rows(hardened).any(|(other, _)| other == name);
+    for (name, arguments) in rows(table).filter(|row| !replaced(row.0)).chain(rows(hardened)) {
         let number = NUMBERS.iter().find(|(n, _)| *n == name).unwrap().1;
         filter.allow(number, arguments.trim(), filter::KILL);
     }

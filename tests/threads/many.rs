@@ -17,7 +17,7 @@ use std::time::Duration;
 
 const STACK: usize = 64 << 10;
 const PAGE: usize = 4096;
-const ALLOWED: usize = 24 << 20;
+const ALLOWED: usize = if cfg!(feature = "hardened") { 28 << 20 } else { 24 << 20 };
 
 /// What a request of some service might have in its hands, after other blocks came and went.
 struct Work {

@@ -44,9 +44,10 @@ fn over_the_hard_limit_is_null_and_half_of_it_is_served_again(
     for layout in half {
         program.alloc(0, layout);
     }
-    // Not all of it: what comes first may take the place of something larger.
+    // Not all of it: what comes first may take the place of something larger, more so where places are random.
     let served = program.bytes() - before;
-    assert!(served >= freed / 2, "{served} of {freed}");
+    let share = if cfg!(feature = "hardened") { 5 } else { 2 };
+    assert!(served >= freed / share, "{served} of {freed}");
     program.check();
     let accounts = program.heap.granules.source.accounts();
     assert!(accounts.peak <= limit && accounts.hard_refusals > 0, "{accounts:?}");

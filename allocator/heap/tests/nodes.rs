@@ -201,7 +201,9 @@ fn a_node_that_grows_purges_what_others_retain() {
         }
         let (retained, live) = (program.heap.granules.source.retained(), program.heap.live());
         let budget = program.heap.retain_base(live);
-        assert!(retained <= budget + (512 << 10), "{retained} of {budget} on CPU {cpu}");
+        // Blocks at random places leave fewer pages wholly free, and those later.
+        let late = if cfg!(feature = "hardened") { 1536 << 10 } else { 512 << 10 };
+        assert!(retained <= budget + late, "{retained} of {budget} on CPU {cpu}");
         // Some stay, so that pages are purged and not segments.
         for i in (0..program.blocks.len()).rev().filter(|i| i % 64 != 0) {
             program.free(0, i);
