@@ -6,8 +6,8 @@
 //!
 //! A program that was built without frame pointers has anything in that register, so:
 //! F1: only words between the frame that asks and the end of the thread's own stack are read. That is the kernel's stack of
-//!     the main thread, or the part of a mapping below the C library's block for the thread, which both live as long as the
-//!     thread; on any other stack nothing is.
+//!     the main thread, or of another thread the part of a mapping below what the C library keeps for it, down to the guard
+//!     page. Both live as long as the thread; on any other stack nothing is read.
 //! F2: each frame is aligned, and further up than the one before, so the walk ends.
 
 use crate::cache::Cache;
@@ -117,12 +117,11 @@ fn last_of(cache: &Cache, at: usize) -> usize {
     let Some(region) = region_of(at) else { return 0 };
     let (start, end) = (region.start, region.end);
     let own = os::thread_place();
-    let last = if (at..end).contains(&own) {
-        own
-    } else if region.path() == "[stack]" {
-        end
-    } else {
-        0
+    // What the C library keeps for the main thread is in some mapping, which others may join from below.
+    let last = match os::tid() == os::pid() {
+        true if region.path() == "[stack]" => end,
+        false if (at..end).contains(&own) => own,
+        _ => 0,
     };
     cache.stack.set(Bounds { start, end, last });
     last

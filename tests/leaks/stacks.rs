@@ -12,6 +12,7 @@ pub(crate) const SCENARIOS: &[(&str, fn())] = &[
     ("odd_frames", || odd_frames()),
     ("odd_frames_in_a_thread", || thread::spawn(odd_frames).join().unwrap()),
     ("stacks_of_its_own", stacks_of_its_own),
+    ("stacks_of_a_thread", || thread::spawn(stacks_of_its_own).join().unwrap()),
     ("deep", deep),
     ("small", small),
     ("without_proc", without_proc),
@@ -253,11 +254,12 @@ fn stacks_of_its_own() {
 
 fn other_stacks_are_left_alone() {
     let rows = [("144 align=16", 6, 864)];
-    let found = stacks_beside("stacks_of_its_own", &list(864, 6, &rows));
-    if FRAMES && cfg!(target_env = "gnu") {
-        let unknown: Vec<_> = found.iter().filter(|s| s.by == " unknown").collect();
-        assert_eq!(unknown.iter().map(|s| s.blocks).sum::<usize>(), 3);
-        assert_eq!(found.iter().map(|s| s.blocks).sum::<usize>(), 6);
+    for scenario in ["stacks_of_its_own", "stacks_of_a_thread"] {
+        let found = stacks_beside(scenario, &list(864, 6, &rows));
+        if FRAMES && cfg!(target_env = "gnu") {
+            let unknown: Vec<_> = found.iter().filter(|s| s.by == " unknown").collect();
+            assert_eq!(unknown.iter().map(|s| s.blocks).sum::<usize>(), 3);
+        }
     }
 }
 
