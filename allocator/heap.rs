@@ -329,11 +329,12 @@ impl<O: Os> Heap<O> {
     fn cap(&self, cache: &Cache, slot: Slot) -> usize {
         let size = self.granules.classes.bytes(slot);
         let limit = cap_limit(slot, size, self.knobs.slot_blocks());
-        let sparse = self.sparse.load(Ordering::Relaxed);
-        let share = CACHE_FLOOR + self.granules.source.committed() / CACHE_SHARE;
-        let few = CACHE_FLOOR / 4 + self.granules.taken() / SPARSE_SHARE;
-        let budget = if sparse { few } else { share }.min(self.knobs.cache_bytes());
-        cache.grown_cap(slot, size, limit, budget)
+        let budget = if self.sparse.load(Ordering::Relaxed) {
+            CACHE_FLOOR / 4 + self.granules.taken() / SPARSE_SHARE
+        } else {
+            CACHE_FLOOR + self.granules.source.committed() / CACHE_SHARE
+        };
+        cache.grown_cap(slot, size, limit, budget.min(self.knobs.cache_bytes()))
     }
 
     /// Makes room for a block in its slot, or sends the older half of the slot to the magazine.
