@@ -1,4 +1,4 @@
-//! The allocator's hot paths, timed by criterion: pairs, batches and growth.
+//! The allocator's hot paths, timed by criterion: pairs, zeroed blocks, batches freed here and by another thread, growth.
 //!
 //! `cargo bench --bench hot`; `README.md` beside this file says how to compare two runs. Built with `--cfg system_alloc`,
 //! the same loops time the system's allocator. The blocks are asked for the way that programs do it, through `Box` and
@@ -108,6 +108,33 @@ fn grow(grown: &mut Vec<u8>, bytes: usize) {
     }
 }
 
+/// Zeroed blocks, from what a cache holds to one of its own mapping, of which nothing is read.
+fn zeroed(c: &mut Criterion) {
+    for (name, bytes) in [("64 B", 64), ("4 KiB", 4 << 10), ("1 MiB", 1 << 20), ("4 MiB", 4 << 20)]
+    {
+        c.bench_function(&format!("zeroed/{name}"), |b| {
+            b.iter(|| drop(black_box(vec![0_u8; black_box(bytes)])));
+        });
+    }
+}
+
+/// Batches that are made here and freed by another thread, at most four of them under way.
+fn remote(c: &mut Criterion) {
+    let mut group = c.benchmark_group("batch");
+    group.throughput(Throughput::Elements(BATCH_BLOCKS as u64));
+    group.bench_function("freed by another thread", |b| {
+        let (full, batches) = std::sync::mpsc::sync_channel::<Vec<Block>>(4);
+        let consumer = std::thread::spawn(move || batches.into_iter().for_each(drop));
+        b.iter(|| {
+            let blocks = (0..BATCH_BLOCKS).map(|_| black_box(Box::new_uninit())).collect();
+            assert!(full.send(blocks).is_ok(), "the consumer runs");
+        });
+        drop(full);
+        assert!(consumer.join().is_ok(), "the consumer ends");
+    });
+    group.finish();
+}
+
 /// Marsaglia's xorshift: the same sizes and the same order in every run.
 struct Random(u64);
 
@@ -120,5 +147,5 @@ impl Random {
     }
 }
 
-criterion_group!(hot, constant_pairs, random_pairs, batches, growth);
+criterion_group!(hot, constant_pairs, random_pairs, zeroed, batches, remote, growth);
 criterion_main!(hot);
