@@ -8,6 +8,7 @@
 
 use crate::report::Line;
 use crate::start::{HEAP, own_cache, settings};
+use crate::tls::Inside;
 use crate::value::{Headers, StatsFormat};
 use crate::{headed, nested, quarantine, stacks};
 use core::ffi::CStr;
@@ -22,9 +23,10 @@ static SNAPSHOT: Lock<Snapshot> = Lock::new(Snapshot::new());
 /// Registered before anything of the program's, so it runs after all of that.
 pub(crate) fn register() {
     extern "C" fn at_exit() {
-        nested::drain();
+        let inside = Inside::enter();
+        nested::drain(&inside);
         if headed::is_on() {
-            quarantine::drain(own_cache());
+            quarantine::drain(own_cache(&inside));
         }
         let live = headed::is_on() && settings().values.headers == Headers::Leaks;
         if live || settings().values.stats != StatsFormat::Off {

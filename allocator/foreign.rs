@@ -20,13 +20,14 @@ use crate::class::{CACHED_MAX, GRANULE, SMALL_MAX, SPAN_MAX, Slot};
 use crate::config::Config;
 use crate::extents::{ENTRIES, LEAF_SHIFT, Leaf};
 use crate::fault::{self, Fault, Misuse, survive};
+use crate::global::keep;
 use crate::hardened;
 use crate::headed;
 use crate::heap::{Found, cleared};
 use crate::nested;
 use crate::segment::SEGMENT_SHIFT;
 use crate::start::{self, HEAP};
-use crate::tls::{self, Standing};
+use crate::tls::{self, Inside, Standing};
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
@@ -108,19 +109,16 @@ fn settle(near: &Near, address: usize) {
 
 /// The block at an address; the process ends where there is none. `None`: in a signal handler it can't be told, since its
 /// thread may be inside the table of huge blocks.
-fn find(address: usize) -> Option<Kind> {
+fn find(inside: &Inside, address: usize) -> Option<Kind> {
     if let Some(k) = HEAP.granules.extents.extent(address) {
         return Some(Kind::Granules(k));
     }
-    if let Some(block) = nested::block_at(address) {
-        return Some(Kind::Nested(match block {
-            nested::Block::Granules(k) => layout_of(k, address),
-            nested::Block::Mapped(len) => layout_of_huge(len, address),
-        }));
+    if let Some(layout) = layout_of_nested(address) {
+        return Some(Kind::Nested(layout));
     }
-    match HEAP.huge.len_of(address, !tls::is_nested())? {
+    match HEAP.huge.len_of(address, !inside.is_nested())? {
         Ok(len) => Some(Kind::Huge(len)),
-        Err(_) if tls::is_nested() => None,
+        Err(_) if inside.is_nested() => None,
         Err(misuse) => die(HEAP.granules.misuse_at(address).unwrap_or(misuse), address),
     }
 }
@@ -137,9 +135,11 @@ impl Kind {
 }
 
 /// The layout that gives a handler's block back.
-pub(crate) fn layout_of_nested(block: *mut u8) -> Option<Layout> {
-    nested::block_at(block as usize)?;
-    find(block as usize).map(|kind| kind.layout(block as usize).0)
+pub(crate) fn layout_of_nested(address: usize) -> Option<Layout> {
+    Some(match nested::block_at(address)? {
+        nested::Block::Granules(k) => layout_of(k, address),
+        nested::Block::Mapped(len) => layout_of_huge(len, address),
+    })
 }
 
 /// A block of a signal handler: in the region, or with a mapping of its own, which its free will find as huge.
@@ -188,27 +188,27 @@ fn cached(slot: Option<Slot>) -> Option<Slot> {
 }
 
 /// The calling thread's cache, and the heap started.
-fn cache() -> Option<&'static Cache> {
-    nested::drain();
-    match tls::standing() {
+fn cache(inside: &Inside) -> Option<&'static Cache> {
+    nested::drain(inside);
+    match inside.standing() {
         // Who is watched has blocks in its cache, which the cold paths here don't look for.
-        _ if tls::watched().is_some() => None,
-        Standing::Fresh => arrive(),
-        _ => start::own_cache(),
+        _ if inside.is_served() => None,
+        Standing::Fresh => arrive(inside),
+        _ => start::own_cache(inside),
     }
 }
 
 #[cold]
 #[inline(never)]
-fn arrive() -> Option<&'static Cache> {
+fn arrive(inside: &Inside) -> Option<&'static Cache> {
     HEAP.granules.extents.activate();
-    start::arrive(&Config::new())
+    start::arrive(inside, &Config::new())
 }
 
 /// Starts the heap, if it hasn't been, and keeps extents from now on. The first thing that the program does with the heap,
 /// from whatever language, must come after it, or be one of the operations here.
 pub fn start() {
-    let _ = arrive();
+    let _ = arrive(&Inside::enter());
 }
 
 /// Keeps `errno` over what may be refused on the way to a success.
@@ -232,11 +232,18 @@ fn no_memory() -> *mut u8 {
     ptr::null_mut()
 }
 
+/// A block from the cache of a thread that is inside.
+fn pop_of(cache: Option<&Cache>, slot: Slot) -> Option<NonNull<u8>> {
+    // SAFETY: the cache is this thread's.
+    let block = cache.and_then(|cache| unsafe { cache.pop(slot) });
+    block.inspect(|block| _ = hardened::out(block.as_ptr()))
+}
+
 /// A block from the thread's cache.
 #[inline(always)]
 fn pop(slot: Slot) -> Option<NonNull<u8>> {
     // SAFETY: the pointer is this thread's cache or a sentinel of zeros, which live for ever.
-    let block = unsafe { (*tls::cache()).pop(slot) };
+    let block = tls::within(|cache| unsafe { (*cache).pop(slot) });
     block.inspect(|block| _ = hardened::out(block.as_ptr()))
 }
 
@@ -266,11 +273,12 @@ extern "C" fn malloc_other(size: usize) -> *mut u8 {
 #[inline(never)]
 fn obtain(size: usize) -> Found {
     let found = keeping_errno(|| {
-        if tls::is_nested() {
+        let inside = Inside::enter();
+        if inside.is_nested() {
             let block = obtain_nested(size, GRANULE);
             return (!block.is_null()).then_some((block, usize::MAX));
         }
-        let cache = cache();
+        let cache = cache(&inside);
         if headed::is_on() {
             let layout = Layout::from_size_align(size, GRANULE).ok()?;
             // SAFETY: the cache is this thread's.
@@ -278,7 +286,8 @@ fn obtain(size: usize) -> Found {
             return (!found.0.is_null()).then_some(found);
         }
         let layout = layout_for(size)?;
-        if let Some(block) = cached(Slot::of(layout.size(), GRANULE)).and_then(pop) {
+        if let Some(block) = cached(Slot::of(layout.size(), GRANULE)).and_then(|s| pop_of(cache, s))
+        {
             return Some((block.as_ptr(), usize::MAX));
         }
         // SAFETY: the cache is this thread's.
@@ -328,10 +337,11 @@ pub fn aligned(align: usize, size: usize) -> *mut u8 {
         if align <= GRANULE {
             return malloc(size);
         }
-        if tls::is_nested() {
+        let inside = Inside::enter();
+        if inside.is_nested() {
             return obtain_nested(size, align);
         }
-        let cache = cache();
+        let cache = cache(&inside);
         if headed::is_on() {
             let layout = Layout::from_size_align(size, align);
             // SAFETY: the cache is this thread's.
@@ -347,11 +357,11 @@ pub fn aligned(align: usize, size: usize) -> *mut u8 {
         // SAFETY: the cache is this thread's, which does nothing else with it meanwhile.
         let latest = cache.and_then(|cache| unsafe { cache.latest(plain) });
         if latest.is_some_and(|b| (b as usize).is_multiple_of(align))
-            && let Some(block) = pop(plain)
+            && let Some(block) = pop_of(cache, plain)
         {
             return block.as_ptr();
         }
-        let block = match pop(slot) {
+        let block = match pop_of(cache, slot) {
             Some(block) => block.as_ptr(),
             // SAFETY: the cache is this thread's.
             None => hardened::out(unsafe { HEAP.alloc(cache, layout) }.0),
@@ -371,8 +381,8 @@ pub unsafe fn free(block: *mut u8, near: &'static Near) {
     if let Some(slot) = slot_near(near, block as usize) {
         // SAFETY: the pointer is this thread's cache or a sentinel; the block has the extent of the slot's, and is nobody's
         // any more by the caller's contract.
-        if unsafe { (*tls::cache()).push(slot, block) } {
-            return hardened::back(block, slot);
+        if tls::within(|cache| unsafe { keep(cache, slot, block) }) {
+            return;
         }
     }
     // SAFETY: the caller's contract.
@@ -388,8 +398,8 @@ unsafe extern "C" fn free_other(block: *mut u8, near: &'static Near) {
     let extent = HEAP.granules.extents.extent(block as usize);
     if let Some(slot) = extent.and_then(|k| cached(Slot::of(k * GRANULE, GRANULE))) {
         // SAFETY: as in `free`.
-        if unsafe { (*tls::cache()).push(slot, block) } {
-            return hardened::back(block, slot);
+        if tls::within(|cache| unsafe { keep(cache, slot, block) }) {
+            return;
         }
     }
     if !block.is_null() {
@@ -401,31 +411,32 @@ unsafe extern "C" fn free_other(block: *mut u8, near: &'static Near) {
 #[cold]
 #[inline(never)]
 unsafe fn free_cold(block: *mut u8) {
-    if tls::is_nested() {
-        // SAFETY: the caller's contract.
-        return keeping_errno(|| unsafe { nested::free(block, None) });
-    }
-    if headed::is_on() {
-        // SAFETY: the cache is this thread's; what the block is, is checked.
-        return keeping_errno(|| unsafe { headed::free(cache(), block, None) });
-    }
-    let Some(kind) = find(block as usize) else { return };
-    let (layout, _) = kind.layout(block as usize);
-    if matches!(kind, Kind::Nested(_)) {
-        HEAP.count_free(cache(), layout);
-        return match nested::give_back(block, None) {
-            Some(Ok(())) => {}
-            _ => die(Misuse::DoubleFree, block as usize),
-        };
-    }
-    hardened::back_as(block, layout);
+    let inside = &Inside::enter();
     // SAFETY: the cache is this thread's; the block is nobody's any more, by the caller's contract.
-    keeping_errno(|| survive(unsafe { HEAP.free(cache(), block, layout) }));
+    keeping_errno(|| unsafe {
+        if inside.is_nested() {
+            return nested::free(block, None);
+        }
+        let cache = cache(inside);
+        if headed::is_on() {
+            return headed::free(cache, block, None);
+        }
+        let Some(kind) = find(inside, block as usize) else { return };
+        let (layout, _) = kind.layout(block as usize);
+        if !matches!(kind, Kind::Nested(_)) {
+            hardened::back_as(block, layout);
+            return survive(HEAP.free(cache, block, layout));
+        }
+        HEAP.count_free(cache, layout);
+        if !matches!(nested::give_back(block, None), Some(Ok(()))) {
+            die(Misuse::DoubleFree, block as usize);
+        }
+    });
 }
 
 /// Frees a block of the heap that a signal handler freed, past the cache.
-pub(crate) unsafe fn free_waiting(block: *mut u8, cache: Option<&Cache>) {
-    if let Some(kind) = find(block as usize) {
+pub(crate) unsafe fn free_waiting(inside: &Inside, block: *mut u8, cache: Option<&Cache>) {
+    if let Some(kind) = find(inside, block as usize) {
         let (layout, _) = kind.layout(block as usize);
         hardened::back_as(block, layout);
         // SAFETY: the cache is this thread's; the block is nobody's any more, by the contract of C's `free`.
@@ -444,10 +455,11 @@ pub unsafe fn usable_size(block: *mut u8) -> usize {
     if block.is_null() {
         return 0;
     }
+    let inside = Inside::enter();
     if headed::is_on() {
-        return headed::size_of(block);
+        return headed::size_of(&inside, block);
     }
-    find(block as usize).map_or(0, |kind| kind.layout(block as usize).1)
+    find(&inside, block as usize).map_or(0, |kind| kind.layout(block as usize).1)
 }
 
 /// As C's, for a size that isn't 0 or a null block.
@@ -460,7 +472,8 @@ pub unsafe fn realloc(block: *mut u8, size: usize, near: &'static Near) -> *mut 
         // SAFETY: the caller's contract.
         return unsafe { realloc_headed(block, size) };
     }
-    let Some(kind) = find(block as usize) else { return no_memory() };
+    let inside = Inside::enter();
+    let Some(kind) = find(&inside, block as usize) else { return no_memory() };
     let (layout, old) = kind.layout(block as usize);
     if size <= old && (size > old / 2 || size == old) && old < SHRINKS_FROM {
         return block;
@@ -470,15 +483,16 @@ pub unsafe fn realloc(block: *mut u8, size: usize, near: &'static Near) -> *mut 
         return block;
     }
     // A huge block that is so only for its alignment moves to where it isn't.
-    if layout.align() == GRANULE && !tls::is_nested() {
+    if layout.align() == GRANULE && !inside.is_nested() {
         // SAFETY: the cache is this thread's; the block is the caller's, of this layout.
         let stays = keeping_errno(|| unsafe {
-            survive(HEAP.resize(cache(), block, layout, wanted.size()))
+            survive(HEAP.resize(cache(&inside), block, layout, wanted.size()))
         });
         if !stays.is_null() {
             return stays;
         }
     }
+    inside.leave();
     let fresh = malloc(size);
     if !fresh.is_null() {
         // SAFETY: the new block is as large as `size` at least; the old one is the caller's until it is freed here.
@@ -494,8 +508,12 @@ pub unsafe fn realloc(block: *mut u8, size: usize, near: &'static Near) -> *mut 
 #[cold]
 unsafe fn realloc_headed(block: *mut u8, size: usize) -> *mut u8 {
     // SAFETY: the cache is this thread's; what the block is, is checked.
-    let resized = || unsafe { headed::resize(cache(), block, None, size) };
-    let stays = if tls::is_nested() { ptr::null_mut() } else { keeping_errno(resized) };
+    let inside = Inside::enter();
+    // SAFETY: as above.
+    let resized = || unsafe { headed::resize(cache(&inside), block, None, size) };
+    let stays = if inside.is_nested() { ptr::null_mut() } else { keeping_errno(resized) };
+    let old = if stays.is_null() { headed::size_of(&inside, block) } else { 0 };
+    inside.leave();
     if !stays.is_null() {
         return stays;
     }
@@ -503,7 +521,7 @@ unsafe fn realloc_headed(block: *mut u8, size: usize) -> *mut u8 {
     if !fresh.is_null() {
         // SAFETY: both blocks have as many bytes; the old one is the caller's until it is freed here.
         unsafe {
-            ptr::copy_nonoverlapping(block, fresh, headed::size_of(block).min(size));
+            ptr::copy_nonoverlapping(block, fresh, old.min(size));
             free_cold(block);
         }
     }

@@ -11,7 +11,7 @@
 use crate::fault;
 use crate::quarantine;
 use crate::start::{self, HEAP, own_cache};
-use crate::tls;
+use crate::tls::Inside;
 use core::ptr;
 use core::sync::atomic::Ordering;
 use nearheap_numa::os;
@@ -31,18 +31,23 @@ pub(crate) fn register() {
 }
 
 unsafe extern "C" fn prepare() {
-    if tls::is_nested() {
+    let inside = Inside::enter();
+    if inside.is_nested() {
         return;
     }
     start::enter();
     HEAP.hold();
     quarantine::hold();
+    inside.stay();
 }
 
 unsafe extern "C" fn parent() {
-    if tls::is_nested() {
-        return;
+    if let Some(_inside) = Inside::stayed() {
+        leave();
     }
+}
+
+fn leave() {
     // SAFETY: `prepare` entered all of them on this thread, or on the one that this is the copy of.
     unsafe {
         quarantine::let_go();
@@ -52,12 +57,9 @@ unsafe extern "C" fn parent() {
 }
 
 unsafe extern "C" fn child() {
-    // SAFETY: the child's only thread is the copy of the one that ran `prepare`.
-    unsafe { parent() };
-    if tls::is_nested() {
-        return;
-    }
-    let own = own_cache();
+    let Some(inside) = Inside::stayed() else { return };
+    leave();
+    let own = own_cache(&inside);
     if let Some(cache) = own {
         cache.tid.store(os::tid(), Ordering::Relaxed);
     }

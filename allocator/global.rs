@@ -13,7 +13,7 @@ use crate::headed;
 use crate::heap::cleared;
 use crate::nested;
 use crate::start::{self, HEAP};
-use crate::tls;
+use crate::tls::{self, Inside};
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr;
 
@@ -49,7 +49,7 @@ impl NearHeap {
     fn alloc_large(&self, layout: Layout) -> *mut u8 {
         if let Some(slot) = cached_slot(layout) {
             // SAFETY: the pointer is this thread's cache or a sentinel of zeros, which live for ever.
-            if let Some(block) = unsafe { (*tls::cache()).pop(slot) } {
+            if let Some(block) = tls::within(|cache| unsafe { (*cache).pop(slot) }) {
                 return hardened::out(block.as_ptr());
             }
         }
@@ -60,8 +60,8 @@ impl NearHeap {
     unsafe fn dealloc_large(&self, block: *mut u8, layout: Layout) {
         if let Some(slot) = cached_slot(layout) {
             // SAFETY: as in `dealloc`.
-            if unsafe { (*tls::cache()).push(slot, block) } {
-                return hardened::back(block, slot);
+            if tls::within(|cache| unsafe { keep(cache, slot, block) }) {
+                return;
             }
         }
         // SAFETY: the caller's contract.
@@ -71,24 +71,32 @@ impl NearHeap {
     #[cold]
     #[inline(never)]
     fn alloc_cold(&self, layout: Layout) -> *mut u8 {
-        nested::drain();
-        match tls::working() {
+        let inside = Inside::enter();
+        nested::drain(&inside);
+        match inside.working() {
             // SAFETY: the cache is this thread's.
             cache @ Some(_) => hardened::out(unsafe { HEAP.alloc(cache, layout) }.0),
-            None => self.alloc_aside(layout, false),
+            None => {
+                inside.leave();
+                self.alloc_aside(layout, false)
+            }
         }
     }
 
     #[cold]
     #[inline(never)]
     fn alloc_zeroed_cold(&self, layout: Layout) -> *mut u8 {
-        nested::drain();
-        match tls::working() {
+        let inside = Inside::enter();
+        nested::drain(&inside);
+        match inside.working() {
             // SAFETY: the cache is this thread's; a block of at least the layout's size, which is nobody else's.
             cache @ Some(_) => unsafe {
                 hardened::out(cleared(HEAP.alloc(cache, layout), layout.size()))
             },
-            None => self.alloc_aside(layout, true),
+            None => {
+                inside.leave();
+                self.alloc_aside(layout, true)
+            }
         }
     }
 
@@ -101,7 +109,8 @@ impl NearHeap {
             return (server.alloc)(self, layout, zeroed);
         }
         // A thread's first operation finds its slot empty, so this isn't asked again for the new cache.
-        let cache = start::arrive(&self.config);
+        let inside = Inside::enter();
+        let cache = start::arrive(&inside, &self.config);
         // SAFETY: the cache is this thread's; a block of at least the layout's size, which is nobody else's.
         unsafe {
             let found = if headed::is_on() {
@@ -117,15 +126,19 @@ impl NearHeap {
     #[cold]
     #[inline(never)]
     unsafe fn dealloc_cold(&self, block: *mut u8, layout: Layout) {
-        nested::drain();
-        match tls::working() {
+        let inside = Inside::enter();
+        nested::drain(&inside);
+        match inside.working() {
             cache @ Some(_) => {
                 hardened::back_as(block, layout);
                 // SAFETY: the cache is this thread's; the block is nobody's any more, by the caller's contract.
                 survive(unsafe { HEAP.free(cache, block, layout) });
             }
-            // SAFETY: the caller's contract.
-            None => unsafe { self.dealloc_aside(block, layout) },
+            None => {
+                inside.leave();
+                // SAFETY: the caller's contract.
+                unsafe { self.dealloc_aside(block, layout) }
+            }
         }
     }
 
@@ -137,7 +150,8 @@ impl NearHeap {
             // SAFETY: the caller's contract.
             return unsafe { (server.dealloc)(self, block, layout) };
         }
-        let cache = start::arrive(&self.config);
+        let inside = Inside::enter();
+        let cache = start::arrive(&inside, &self.config);
         // SAFETY: the cache is this thread's; the block is nobody's any more, by the caller's contract.
         unsafe {
             if headed::is_on() {
@@ -176,7 +190,7 @@ impl NearHeap {
     #[inline(never)]
     unsafe fn realloc_cold(&self, block: *mut u8, layout: Layout, new: usize) -> *mut u8 {
         // SAFETY: the cache is this thread's; the block is the caller's.
-        unsafe { resize_or_move(self, start::arrive(&self.config), block, layout, new) }
+        unsafe { resize_or_move(self, &self.config, block, layout, new) }
     }
 
     /// Bytes that a block of this layout really has: at least the layout's size. All of them may be used, as long as
@@ -196,18 +210,20 @@ impl Default for NearHeap {
 /// Makes a block one of `new` bytes where it stands, or moves it to another of `heap`.
 ///
 /// # Safety
-/// `cache` is the calling thread's; the block is the caller's, of this layout, and one that `heap` may free.
+/// The block is the caller's, of this layout, and one that `heap` may free.
 #[inline(never)]
 pub(crate) unsafe fn resize_or_move(
     heap: &impl GlobalAlloc,
-    cache: Option<&Cache>,
+    config: &Config,
     block: *mut u8,
     layout: Layout,
     new: usize,
 ) -> *mut u8 {
-    // SAFETY: the caller's promise.
+    let inside = Inside::enter();
+    let cache = start::arrive(&inside, config);
+    // SAFETY: the cache is this thread's; the rest is the caller's promise.
     let stays = unsafe {
-        if tls::is_nested() {
+        if inside.is_nested() {
             ptr::null_mut()
         } else if headed::is_on() {
             headed::resize(cache, block, Some(layout), new)
@@ -216,6 +232,7 @@ pub(crate) unsafe fn resize_or_move(
             survive(HEAP.resize(cache, block, layout, new))
         }
     };
+    inside.leave();
     if !stays.is_null() {
         if let Some(watcher) = tls::watched() {
             (watcher.resized)(layout, new);
@@ -265,6 +282,20 @@ fn small_slot(layout: Layout) -> Option<Slot> {
     }
 }
 
+/// Keeps a free block in a cache, if there is room.
+///
+/// # Safety
+/// As for [`Cache::push`].
+#[inline(always)]
+pub(crate) unsafe fn keep(cache: *const Cache, slot: Slot, block: *mut u8) -> bool {
+    // SAFETY: the caller's promise.
+    let kept = unsafe { (*cache).push(slot, block) };
+    if kept {
+        hardened::back(block, slot);
+    }
+    kept
+}
+
 /// The slot of a layout, if its blocks pass through caches.
 fn cached_slot(layout: Layout) -> Option<Slot> {
     Slot::of(layout.size(), layout.align()).filter(|slot| slot.is_cached())
@@ -277,7 +308,7 @@ unsafe impl GlobalAlloc for Served {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let Some(slot) = small_slot(layout) else { return self.alloc_large(layout) };
         // SAFETY: the pointer is this thread's cache or a sentinel of zeros, which live for ever.
-        match unsafe { (*tls::cache()).pop(slot) } {
+        match tls::within(|cache| unsafe { (*cache).pop(slot) }) {
             Some(block) => hardened::out(block.as_ptr()),
             None => self.alloc_cold(layout),
         }
@@ -292,9 +323,7 @@ unsafe impl GlobalAlloc for Served {
         // SAFETY: the pointer is this thread's cache or a sentinel; the block is one of the slot, since the layout is
         // that of its allocation (K2), and nobody's any more.
         unsafe {
-            if (*tls::cache()).push(slot, block) {
-                hardened::back(block, slot);
-            } else {
+            if !tls::within(|cache| keep(cache, slot, block)) {
                 self.dealloc_cold(block, layout);
             }
         }
@@ -304,7 +333,7 @@ unsafe impl GlobalAlloc for Served {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if let Some(slot) = cached_slot(layout) {
             // SAFETY: as in `alloc`.
-            if let Some(block) = unsafe { (*tls::cache()).pop(slot) } {
+            if let Some(block) = tls::within(|cache| unsafe { (*cache).pop(slot) }) {
                 // SAFETY: a block of at least the layout's size, which is nobody else's.
                 unsafe { ptr::write_bytes(block.as_ptr(), 0, layout.size()) };
                 return hardened::out(block.as_ptr());

@@ -23,7 +23,9 @@ use crate::report::Line;
 use crate::stacks;
 use crate::start::HEAP;
 #[cfg(feature = "c-interface")]
-use crate::tls;
+use crate::tls::Inside;
+#[cfg(feature = "signals")]
+use crate::tls::{self, Standing};
 use crate::value::Headers;
 use core::alloc::Layout;
 use core::fmt;
@@ -50,6 +52,18 @@ pub(crate) fn settle(headers: Headers, quarantine_bytes: usize) {
     // Memcheck has marks of its own before and behind blocks.
     ON.store(on && !cfg!(feature = "valgrind"), Ordering::Relaxed);
     stacks::keep(headers == Headers::Leaks);
+}
+
+/// Does something of the program's on a thread that is inside the heap, as if it weren't.
+#[cfg(feature = "signals")]
+pub(crate) fn outside(cache: Option<&Cache>, work: fn()) {
+    let standing = match cache {
+        Some(_) if is_on() => Standing::Headed,
+        // SAFETY: caches are metadata, which lives for ever.
+        Some(cache) => Standing::Working(unsafe { &*ptr::from_ref(cache) }),
+        None => Standing::Gone,
+    };
+    tls::outside(&standing, work);
 }
 
 /// What is wrong with a block.
@@ -335,8 +349,8 @@ pub(crate) unsafe fn resize(
 
 /// Bytes of a block: those that the program asked for.
 #[cfg(feature = "c-interface")]
-pub(crate) fn size_of(payload: *mut u8) -> usize {
-    if tls::is_nested() && !nested::has(payload) {
+pub(crate) fn size_of(inside: &Inside, payload: *mut u8) -> usize {
+    if inside.is_nested() && !nested::has(payload) {
         // A signal handler looks nothing up that is under a lock, and has to trust its caller.
         // SAFETY: a block of the heap's, by the caller's contract.
         return unsafe { Block::at(payload as usize) }.map_or(0, |block| block.says.size);

@@ -636,6 +636,9 @@ impl<O: Os> Heap<O> {
         if !callback.is_null() {
             // SAFETY: only `fn()`s are stored there.
             let callback: fn() = unsafe { core::mem::transmute(callback) };
+            #[cfg(all(feature = "signals", not(loom)))]
+            crate::headed::outside(cache, callback);
+            #[cfg(not(all(feature = "signals", not(loom))))]
             callback();
         }
     }

@@ -27,7 +27,7 @@ use crate::hardened;
 use crate::headed;
 use crate::header::{Says, Shape, State};
 use crate::start::{self, HEAP};
-use crate::tls::{self, Server};
+use crate::tls::{self, Inside, Server};
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -54,7 +54,7 @@ pub(crate) type Given = Option<Result<(), Misuse>>;
 
 /// What the heap asks of this file.
 struct Hooks {
-    drain: fn(),
+    drain: fn(&Inside),
     give_back: fn(*mut u8, Option<Slot>) -> Given,
     around: fn(usize, &mut dyn FnMut(usize)) -> Around,
     is_early: fn(*mut u8) -> bool,
@@ -69,8 +69,15 @@ static HOOKS: Hooks = Hooks {
     server: Server { alloc, dealloc, resized: |_, _| {}, behind: tls::nothing },
 };
 
+/// What serves a handler in the heap's place.
+pub(crate) const SERVER: *const Server = &raw const HOOKS.server;
+
 /// Null until a handler comes; whoever has one of its blocks got it from there.
-static IN_USE: AtomicPtr<Hooks> = AtomicPtr::new(ptr::null_mut());
+static IN_USE: AtomicPtr<Hooks> = AtomicPtr::new(if cfg!(feature = "signals") {
+    (&raw const HOOKS).cast_mut()
+} else {
+    ptr::null_mut()
+});
 
 #[inline(never)]
 fn hooks() -> Option<&'static Hooks> {
@@ -80,17 +87,17 @@ fn hooks() -> Option<&'static Hooks> {
 
 /// Frees what waits, if anything does.
 #[inline]
-pub(crate) fn drain() {
+pub(crate) fn drain(inside: &Inside) {
     if !WAITING.load(Ordering::Relaxed).is_null() {
-        drain_cold();
+        drain_cold(inside);
     }
 }
 
 #[cold]
 #[inline(never)]
-fn drain_cold() {
+fn drain_cold(inside: &Inside) {
     if let Some(hooks) = hooks() {
-        (hooks.drain)();
+        (hooks.drain)(inside);
     }
 }
 
@@ -123,6 +130,9 @@ pub(crate) fn is_early(block: *mut u8) -> bool {
 /// any code that the handler calls. Blocks are blocks like any other: the program may keep them, resize them, and free them
 /// anywhere. Blocks of the program that a handler frees are freed a little later, by the next thread that has to do with
 /// more than its own cache.
+///
+/// With the feature `signals`, every operation does this by itself for as long as it lasts, and handlers needn't: for handlers
+/// of others. It makes each allocation longer, see `docs/DESIGN.md`.
 ///
 /// Handlers may interrupt each other, on any thread, at any time. Programs that don't call this pay nothing for it. A
 /// handler must not leave by `longjmp`. In there, [`stats`](crate::stats) and [`threads`](crate::threads) show nothing,
@@ -157,22 +167,22 @@ pub(crate) fn is_early(block: *mut u8) -> bool {
 /// # }
 /// ```
 pub fn in_signal_handler<T>(body: impl FnOnce() -> T) -> T {
-    let _inside = Inside::enter();
+    let _handling = Handling::begin();
     body()
 }
 
 /// The thread's pointer as it was, until dropped.
-struct Inside(*const Cache);
+struct Handling(*const Cache);
 
-impl Inside {
+impl Handling {
     #[inline(never)]
-    fn enter() -> Self {
+    fn begin() -> Self {
         IN_USE.store((&raw const HOOKS).cast_mut(), Ordering::Relaxed);
-        Self(tls::nest(&HOOKS.server))
+        Self(tls::nest(SERVER))
     }
 }
 
-impl Drop for Inside {
+impl Drop for Handling {
     fn drop(&mut self) {
         tls::restore(self.0);
     }
@@ -252,7 +262,7 @@ pub(crate) unsafe fn free(block: *mut u8, layout: Option<Layout>) {
         return unsafe { headed::free(None, block, layout) };
     }
     #[cfg(feature = "c-interface")]
-    let known = layout.or_else(|| crate::foreign::layout_of_nested(block));
+    let known = layout.or_else(|| crate::foreign::layout_of_nested(block as usize));
     #[cfg(not(feature = "c-interface"))]
     let known = layout;
     match give_back_here(block, layout.and_then(Slot::of_layout)) {
@@ -308,11 +318,11 @@ fn wait(block: *mut u8, layout: Option<Layout>) {
 }
 
 /// Frees what waits, as the thread would that has come here.
-fn drain_now() {
-    if tls::server().is_some() {
+fn drain_now(inside: &Inside) {
+    if inside.is_served() {
         return;
     }
-    let cache = start::own_cache();
+    let cache = start::own_cache(inside);
     let mut next = WAITING.swap(ptr::null_mut(), Ordering::Acquire);
     // SAFETY: null, or what `wait` wrote, which is this thread's since the exchange.
     while let Some(&Waiting { next: after, block, layout }) = unsafe { next.as_ref() } {
@@ -327,7 +337,7 @@ fn drain_now() {
                     survive(HEAP.free_past(cache, block, layout));
                 }
                 #[cfg(feature = "c-interface")]
-                None => crate::foreign::free_waiting(block, cache),
+                None => crate::foreign::free_waiting(inside, block, cache),
                 #[cfg(not(feature = "c-interface"))]
                 None => {}
             }

@@ -12,7 +12,8 @@ use crate::hardened;
 use crate::headed;
 use crate::heap::cleared;
 use crate::start::{self, HEAP};
-use crate::{testing, tls};
+use crate::testing;
+use crate::tls::{self, Inside};
 use core::alloc::{GlobalAlloc, Layout};
 
 /// An allocator whose memory lies on one NUMA node, or page by page on all of them in turn, whatever the policy of the
@@ -66,7 +67,8 @@ impl NodeHeap {
         if let Some(nested) = tls::nested() {
             return ((nested.alloc)(&NearHeap::new(), layout, false), usize::MAX);
         }
-        let cache = cache();
+        let inside = Inside::enter();
+        let cache = cache(&inside);
         // SAFETY: the cache is the calling thread's.
         let found = unsafe {
             if headed::is_on() {
@@ -84,8 +86,8 @@ impl NodeHeap {
 }
 
 /// The calling thread's cache, which counts.
-fn cache() -> Option<&'static Cache> {
-    start::arrive(&Config::new())
+fn cache(inside: &Inside) -> Option<&'static Cache> {
+    start::arrive(inside, &Config::new())
 }
 
 // SAFETY: as for `NearHeap`: the blocks are those of the same heap.
@@ -99,7 +101,8 @@ unsafe impl GlobalAlloc for NodeHeap {
             // SAFETY: the caller's contract.
             return unsafe { (nested.dealloc)(&NearHeap::new(), block, layout) };
         }
-        let cache = cache();
+        let inside = Inside::enter();
+        let cache = cache(&inside);
         // SAFETY: the cache is the calling thread's; the block is nobody's any more, by the caller's contract.
         unsafe {
             if headed::is_on() {
@@ -119,7 +122,7 @@ unsafe impl GlobalAlloc for NodeHeap {
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new: usize) -> *mut u8 {
         // SAFETY: the cache is the calling thread's; the block is the caller's. What moves takes its place along.
-        unsafe { resize_or_move(self, cache(), block, layout, new) }
+        unsafe { resize_or_move(self, &Config::new(), block, layout, new) }
     }
 }
 

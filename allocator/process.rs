@@ -5,15 +5,15 @@ use crate::cache::Cache;
 use crate::config::Config;
 use crate::quarantine;
 use crate::start::{self, HEAP};
-use crate::tls;
+use crate::tls::Inside;
 use core::fmt;
 use core::sync::atomic::Ordering;
 use nearheap_numa::source::Pressure;
 use nearheap_stats::{EachThread, Snapshot};
 
 /// The calling thread's cache, made if it has none; the heap is started if it wasn't.
-fn cache() -> Option<&'static Cache> {
-    start::arrive(&Config::new())
+fn cache(inside: &Inside) -> Option<&'static Cache> {
+    start::arrive(inside, &Config::new())
 }
 
 /// Every number that the heap counts, now. The counts of one thread and class belong together, however busy the thread
@@ -33,10 +33,11 @@ fn cache() -> Option<&'static Cache> {
 /// ```
 pub fn stats() -> Snapshot {
     let mut snapshot = Snapshot::new();
-    if tls::is_nested() {
+    let inside = Inside::enter();
+    if inside.is_nested() {
         return snapshot;
     }
-    let _ = cache();
+    let _ = cache(&inside);
     HEAP.snapshot(&mut snapshot);
     snapshot
 }
@@ -49,17 +50,18 @@ pub fn stats() -> Snapshot {
 /// # Errors
 /// The first that `each` returns; the walk ends there.
 pub fn threads(each: &mut EachThread<'_>) -> fmt::Result {
-    if tls::is_nested() {
+    let inside = Inside::enter();
+    if inside.is_nested() {
         return Ok(());
     }
-    let _ = cache();
+    let _ = cache(&inside);
     HEAP.each_thread(each)
 }
 
 /// How close the heap is to its limit (the hard one, or the soft one where there is no other): normal, warning from
 /// 80 %, critical from 90 %. Two loads.
 pub fn pressure() -> Pressure {
-    let _ = cache();
+    let _ = cache(&Inside::enter());
     HEAP.granules.source.pressure()
 }
 
@@ -69,10 +71,11 @@ pub fn pressure() -> Pressure {
 /// For the moment before a long sleep; a running program purges by itself. Costs about 70 ns a page, and a page fault
 /// for each that is needed again.
 pub fn purge() -> usize {
-    if tls::is_nested() {
+    let inside = Inside::enter();
+    if inside.is_nested() {
         return 0;
     }
-    let cache = cache();
+    let cache = cache(&inside);
     quarantine::drain(cache);
     // SAFETY: the cache is the calling thread's.
     unsafe { HEAP.purge_all(cache) }
@@ -81,7 +84,8 @@ pub fn purge() -> usize {
 /// Sends the free blocks in the calling thread's cache to where all threads find them: for a thread that will be idle,
 /// such as a runtime's worker before it parks. Costs some microseconds.
 pub fn flush_thread() {
-    if let Some(cache) = cache() {
+    let inside = Inside::enter();
+    if let Some(cache) = cache(&inside) {
         // SAFETY: the cache is the calling thread's.
         crate::fault::survive(unsafe { HEAP.empty_cache(cache, false) });
     }

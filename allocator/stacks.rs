@@ -13,7 +13,7 @@
 use crate::cache::Cache;
 use crate::maps::region_of;
 use crate::tls;
-use crate::walk::walk;
+use crate::walk::visit;
 use core::fmt::{self, Write};
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -153,7 +153,7 @@ fn number_of(frames: &Frames) -> usize {
 /// Writes the stacks that have live blocks, the most bytes first. Bytes are those of classes.
 pub(crate) fn write(out: &mut dyn Write) -> fmt::Result {
     let (mut unknown_blocks, mut unknown_bytes) = (0, 0);
-    walk(&mut |block| {
+    visit(&mut |block| {
         if let Some(kept) = block.stack.checked_sub(1).and_then(|place| KEPT.get(place)) {
             kept.blocks.fetch_add(1, Ordering::Relaxed);
             kept.bytes.fetch_add(block.class, Ordering::Relaxed);

@@ -18,7 +18,7 @@ use crate::fault;
 use crate::heap::Heap;
 use crate::nested;
 use crate::settings::{Settings, resolve};
-use crate::tls::{self, Standing};
+use crate::tls::{Inside, Standing};
 use crate::value::{HugePages, Limit, StatsFormat};
 use crate::{exit, fork, headed};
 use core::cell::UnsafeCell;
@@ -55,19 +55,19 @@ pub(crate) fn settings() -> &'static Settings {
 /// The calling thread's cache, made if this is its first operation. `None`: it has none any more, or gets none.
 #[cold]
 #[inline(never)]
-pub(crate) fn arrive(config: &Config) -> Option<&'static Cache> {
-    nested::drain();
-    match tls::standing() {
+pub(crate) fn arrive(inside: &Inside, config: &Config) -> Option<&'static Cache> {
+    nested::drain(inside);
+    match inside.standing() {
         // The pointer is not to be set meanwhile. It is still that of a fresh thread only where there was no memory.
-        Standing::Fresh if tls::watched().is_some() => None,
-        Standing::Fresh => begin(config),
-        _ => own_cache(),
+        Standing::Fresh if inside.is_served() => None,
+        Standing::Fresh => begin(inside, config),
+        _ => own_cache(inside),
     }
 }
 
 /// The calling thread's cache, if it has one.
-pub(crate) fn own_cache() -> Option<&'static Cache> {
-    match tls::standing() {
+pub(crate) fn own_cache(inside: &Inside) -> Option<&'static Cache> {
+    match inside.standing() {
         Standing::Working(cache) => Some(cache),
         Standing::Headed => registered(),
         Standing::Gone | Standing::Fresh => None,
@@ -75,18 +75,18 @@ pub(crate) fn own_cache() -> Option<&'static Cache> {
 }
 
 #[cold]
-fn begin(config: &Config) -> Option<&'static Cache> {
-    tls::set(&Standing::Gone);
+fn begin(inside: &Inside, config: &Config) -> Option<&'static Cache> {
+    inside.set(&Standing::Gone);
     start(config);
     let cache = HEAP.enroll();
     let registered = cache.is_some_and(register_exit);
     match cache {
-        Some(_) if registered && headed::is_on() => tls::set(&Standing::Headed),
-        Some(cache) if registered => tls::set(&Standing::Working(cache)),
+        Some(_) if registered && headed::is_on() => inside.set(&Standing::Headed),
+        Some(cache) if registered => inside.set(&Standing::Working(cache)),
         // Without a destructor nothing would bring the blocks back, so the thread stays without a cache.
         Some(cache) => dismiss(cache),
         // There may be memory for a cache at the next operation.
-        None => tls::set(&Standing::Fresh),
+        None => inside.set(&Standing::Fresh),
     }
     cache.filter(|_| registered)
 }
@@ -221,7 +221,8 @@ fn registered() -> Option<&'static Cache> {
 }
 
 extern "C" fn on_thread_exit(cache: *mut libc::c_void) {
-    tls::set(&Standing::Gone);
+    let inside = Inside::enter();
+    inside.set(&Standing::Gone);
     // SAFETY: the value is the cache that `register_exit` set on this thread.
     dismiss(unsafe { &*cache.cast::<Cache>() });
 }

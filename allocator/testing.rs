@@ -12,7 +12,7 @@ use crate::cache::Cache;
 use crate::class::Slot;
 use crate::global::NearHeap;
 use crate::start::HEAP;
-use crate::tls::{self, Server};
+use crate::tls::{Inside, Server};
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::Cell;
 use core::fmt;
@@ -136,11 +136,13 @@ impl Watch {
     }
 
     fn set(tally: *const Tally) -> *const Tally {
+        // A handler sees all of it or nothing.
+        let inside = Inside::enter();
         let (before, behind) = WATCH.get();
         match (before.is_null(), tally.is_null()) {
-            (true, false) => WATCH.set((tally, tls::watch(&WATCHER))),
+            (true, false) => WATCH.set((tally, inside.watch(&WATCHER))),
             (false, true) => {
-                tls::restore(behind);
+                inside.unwatch(behind);
                 WATCH.set((tally, ptr::null()));
             }
             _ => WATCH.set((tally, behind)),

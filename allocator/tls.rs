@@ -10,6 +10,9 @@
 //! | `WATCHED` | is being measured | told to whoever measures, see `testing` |
 //! | `NESTED` | runs a signal handler | by what has no locks and leaves the cache alone, see `nested` |
 //!
+//! With the feature `signals`, the pointer is `NESTED` for as long as the thread is inside the heap, too, for any handler that
+//! comes meanwhile; what it is for the heap itself is in `Inside`.
+//!
 //! A sentinel is a cache of zeros that is never written: no block, no room. So the fast path has no test for it.
 
 #![allow(clippy::indexing_slicing, reason = "constants, which the compiler checks")]
@@ -18,7 +21,7 @@ use crate::cache::Cache;
 use crate::global::NearHeap;
 use core::alloc::Layout;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicPtr, Ordering, compiler_fence};
 
 /// Together, so that one comparison tells a sentinel from a cache; the first is `FRESH`.
 static SENTINELS: [Cache; 5] = [const { Cache::new() }; 5];
@@ -44,6 +47,7 @@ mod pointer {
         CACHE.with(Cell::get)
     }
 
+    #[inline(always)]
     pub(super) fn set(cache: *const Cache) {
         CACHE.with(|c| c.set(cache));
     }
@@ -123,6 +127,7 @@ mod pointer {
         }
     }
 
+    #[inline(always)]
     pub(super) fn set(cache: *const Cache) {
         let place = place();
         // SAFETY: the thread's own pointer, which is there as long as the thread; aligned to 8 bytes.
@@ -143,9 +148,9 @@ mod pointer {
     }
 }
 
-/// The thread's cache, or a sentinel.
+/// The thread's pointer: its cache, or a sentinel.
 #[inline(always)]
-pub(crate) fn cache() -> *const Cache {
+fn cache() -> *const Cache {
     pointer::get()
 }
 
@@ -172,6 +177,23 @@ pub(crate) fn frame() -> usize {
     frame
 }
 
+/// Does something with the thread's cache, or with a sentinel, that may have been in the middle of the same. With the feature
+/// `signals`, handlers that come meanwhile are served elsewhere, as within `in_signal_handler`.
+#[inline(always)]
+pub(crate) fn within<T>(work: impl FnOnce(*const Cache) -> T) -> T {
+    let cache = cache();
+    if cfg!(not(feature = "signals")) {
+        return work(cache);
+    }
+    pointer::set(NESTED);
+    // On one thread, it is the compiler alone that could put the work elsewhere.
+    compiler_fence(Ordering::SeqCst);
+    let done = work(cache);
+    compiler_fence(Ordering::SeqCst);
+    pointer::set(cache);
+    done
+}
+
 /// What is done on a thread that is watched, or in a signal handler. Behind a pointer, so that it isn't in programs that do
 /// neither.
 pub(crate) struct Server {
@@ -185,11 +207,13 @@ pub(crate) struct Server {
 
 /// Null until somebody measures, and until a handler says that it is one.
 static WATCHER: AtomicPtr<Server> = AtomicPtr::new(ptr::null_mut());
-static NESTER: AtomicPtr<Server> = AtomicPtr::new(ptr::null_mut());
+static NESTER: AtomicPtr<Server> = AtomicPtr::new(if cfg!(feature = "signals") {
+    crate::nested::SERVER.cast_mut()
+} else {
+    ptr::null_mut()
+});
 
-/// Who serves the thread in the heap's place.
-pub(crate) fn server() -> Option<&'static Server> {
-    let cache = cache();
+fn server_of(cache: *const Cache) -> Option<&'static Server> {
     let server = if ptr::eq(cache, WATCHED) {
         &WATCHER
     } else if ptr::eq(cache, NESTED) {
@@ -199,6 +223,11 @@ pub(crate) fn server() -> Option<&'static Server> {
     };
     // SAFETY: a static; a thread has set it before it pointed at the sentinel.
     unsafe { server.load(Ordering::Relaxed).as_ref() }
+}
+
+/// Who serves the thread in the heap's place.
+pub(crate) fn server() -> Option<&'static Server> {
+    server_of(cache())
 }
 
 /// Who watches the thread.
@@ -216,23 +245,15 @@ pub(crate) fn nested() -> Option<&'static Server> {
     if is_nested() { server() } else { None }
 }
 
-/// Begins to watch the thread; what its pointer was.
-pub(crate) fn watch(watcher: &'static Server) -> *const Cache {
-    WATCHER.store(ptr::from_ref(watcher).cast_mut(), Ordering::Relaxed);
-    let behind = cache();
-    pointer::set(WATCHED);
-    behind
-}
-
 /// Begins a signal handler; what the thread's pointer was.
-pub(crate) fn nest(server: &'static Server) -> *const Cache {
-    NESTER.store(ptr::from_ref(server).cast_mut(), Ordering::Relaxed);
+pub(crate) fn nest(server: *const Server) -> *const Cache {
+    NESTER.store(server.cast_mut(), Ordering::Relaxed);
     let behind = cache();
     pointer::set(NESTED);
     behind
 }
 
-/// Ends either.
+/// Ends it.
 pub(crate) fn restore(behind: *const Cache) {
     pointer::set(behind);
 }
@@ -240,19 +261,6 @@ pub(crate) fn restore(behind: *const Cache) {
 /// What is behind a signal handler: nothing that it may use.
 pub(crate) fn nothing() -> *const Cache {
     GONE
-}
-
-/// The cache of the calling thread, if it has one and nobody watches.
-#[inline]
-pub(crate) fn working() -> Option<&'static Cache> {
-    let cache = cache();
-    // SAFETY: caches are metadata, which lives for ever.
-    is_cache(cache).then(|| unsafe { &*cache })
-}
-
-/// The thread's cache, or a sentinel, also while the thread is watched; none in a signal handler.
-pub(crate) fn behind() -> *const Cache {
-    server().map_or_else(cache, |server| (server.behind)())
 }
 
 /// What the thread's pointer says.
@@ -263,15 +271,28 @@ pub(crate) enum Standing {
     Working(&'static Cache),
 }
 
-/// What the thread's pointer says, or would say if nobody watched.
-#[inline]
-pub(crate) fn standing() -> Standing {
-    let cache = cache();
-    if is_cache(cache) {
-        // SAFETY: caches are metadata, which lives for ever.
-        return Standing::Working(unsafe { &*cache });
+impl Standing {
+    fn of(cache: *const Cache) -> Self {
+        if ptr::eq(cache, FRESH) {
+            Self::Fresh
+        } else if ptr::eq(cache, GONE) {
+            Self::Gone
+        } else if ptr::eq(cache, HEADED) {
+            Self::Headed
+        } else {
+            // SAFETY: caches are metadata, which lives for ever; nobody is watched twice.
+            Self::Working(unsafe { &*cache })
+        }
     }
-    of_sentinel()
+
+    fn pointer(&self) -> *const Cache {
+        match *self {
+            Self::Fresh => FRESH,
+            Self::Headed => HEADED,
+            Self::Gone => GONE,
+            Self::Working(cache) => ptr::from_ref(cache),
+        }
+    }
 }
 
 #[inline]
@@ -279,29 +300,159 @@ fn is_cache(cache: *const Cache) -> bool {
     cache.addr().wrapping_sub(FRESH.addr()) >= size_of_val(&SENTINELS)
 }
 
-#[cold]
-#[inline(never)]
-fn of_sentinel() -> Standing {
-    let cache = behind();
-    if ptr::eq(cache, FRESH) {
-        Standing::Fresh
-    } else if ptr::eq(cache, GONE) {
-        Standing::Gone
-    } else if ptr::eq(cache, HEADED) {
-        Standing::Headed
-    } else {
-        // SAFETY: as above; nobody is watched twice.
-        Standing::Working(unsafe { &*cache })
+/// That the thread is inside the heap, until dropped: what its pointer is for the heap. With the feature `signals`, it is
+/// `NESTED` for handlers meanwhile.
+pub(crate) struct Inside {
+    #[cfg(feature = "signals")]
+    pointer: core::cell::Cell<*const Cache>,
+}
+
+#[cfg(not(feature = "signals"))]
+impl Inside {
+    #[inline]
+    pub(crate) fn enter() -> Self {
+        Self {}
+    }
+
+    #[inline]
+    fn pointer(&self) -> *const Cache {
+        cache()
+    }
+
+    #[inline]
+    fn point(&self, cache: *const Cache) {
+        pointer::set(cache);
+    }
+
+    /// Leaves before the end of what it is in.
+    #[inline]
+    pub(crate) fn leave(self) {}
+
+    /// Stays inside, for `fork`.
+    pub(crate) fn stay(self) {}
+
+    /// Of the thread that stayed inside; `None`: it didn't, as it forked in a signal handler.
+    pub(crate) fn stayed() -> Option<Self> {
+        (!is_nested()).then_some(Self {})
     }
 }
 
-/// Sets the thread's pointer.
-pub(crate) fn set(standing: &Standing) {
-    let cache = match *standing {
-        Standing::Fresh => FRESH,
-        Standing::Headed => HEADED,
-        Standing::Gone => GONE,
-        Standing::Working(cache) => ptr::from_ref(cache),
-    };
-    pointer::set(cache);
+#[cfg(feature = "signals")]
+mod inside {
+    use super::{Cache, Inside, NESTED, cache, pointer};
+    use core::cell::Cell;
+    use core::ptr;
+    use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering, compiler_fence};
+
+    /// The thread that forks, and its pointer; in the child it is the same one.
+    static FORKER: AtomicUsize = AtomicUsize::new(0);
+    static POINTER: AtomicPtr<Cache> = AtomicPtr::new(ptr::null_mut());
+
+    fn this_thread() -> usize {
+        // SAFETY: no preconditions.
+        unsafe { libc::pthread_self() as usize }
+    }
+
+    impl Inside {
+        pub(crate) fn enter() -> Self {
+            let cache = cache();
+            pointer::set(NESTED);
+            compiler_fence(Ordering::SeqCst);
+            Self { pointer: Cell::new(cache) }
+        }
+
+        pub(super) fn pointer(&self) -> *const Cache {
+            self.pointer.get()
+        }
+
+        pub(super) fn point(&self, cache: *const Cache) {
+            self.pointer.set(cache);
+        }
+
+        pub(crate) fn leave(self) {
+            drop(self);
+        }
+
+        pub(crate) fn stay(self) {
+            // One thread at a time forks: it keeps others out of the start.
+            POINTER.store(self.pointer.get().cast_mut(), Ordering::Relaxed);
+            FORKER.store(this_thread(), Ordering::Relaxed);
+            core::mem::forget(self);
+        }
+
+        pub(crate) fn stayed() -> Option<Self> {
+            if FORKER.load(Ordering::Relaxed) != this_thread() {
+                return None;
+            }
+            FORKER.store(0, Ordering::Relaxed);
+            Some(Self { pointer: Cell::new(POINTER.load(Ordering::Relaxed)) })
+        }
+    }
+
+    impl Drop for Inside {
+        fn drop(&mut self) {
+            compiler_fence(Ordering::SeqCst);
+            pointer::set(self.pointer.get());
+        }
+    }
+}
+
+impl Inside {
+    /// Whether the thread runs a signal handler.
+    pub(crate) fn is_nested(&self) -> bool {
+        ptr::eq(self.pointer(), NESTED)
+    }
+
+    /// Whether somebody else serves the thread: whoever watches it, or what serves handlers.
+    pub(crate) fn is_served(&self) -> bool {
+        server_of(self.pointer()).is_some()
+    }
+
+    /// The cache of the thread, if it has one and nobody watches.
+    #[inline]
+    pub(crate) fn working(&self) -> Option<&'static Cache> {
+        let cache = self.pointer();
+        // SAFETY: caches are metadata, which lives for ever.
+        is_cache(cache).then(|| unsafe { &*cache })
+    }
+
+    /// What the thread's pointer says, or would say if nobody watched; in a signal handler, that there is no cache.
+    #[inline]
+    pub(crate) fn standing(&self) -> Standing {
+        self.working().map_or_else(|| self.of_sentinel(), Standing::Working)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn of_sentinel(&self) -> Standing {
+        let cache = self.pointer();
+        Standing::of(server_of(cache).map_or(cache, |server| (server.behind)()))
+    }
+
+    /// Sets the thread's pointer.
+    pub(crate) fn set(&self, standing: &Standing) {
+        self.point(standing.pointer());
+    }
+
+    /// Has the thread watched; what its pointer was.
+    pub(crate) fn watch(&self, watcher: &'static Server) -> *const Cache {
+        WATCHER.store(ptr::from_ref(watcher).cast_mut(), Ordering::Relaxed);
+        let behind = self.pointer();
+        self.point(WATCHED);
+        behind
+    }
+
+    /// Ends it.
+    pub(crate) fn unwatch(&self, behind: *const Cache) {
+        self.point(behind);
+    }
+}
+
+/// Does something of the program's on a thread that is inside, as if it weren't.
+#[cfg(feature = "signals")]
+pub(crate) fn outside(standing: &Standing, work: impl FnOnce()) {
+    let inside = cache();
+    pointer::set(standing.pointer());
+    work();
+    pointer::set(inside);
 }

@@ -7,7 +7,7 @@
 use crate::granule::lookup::Cursor;
 use crate::headed::{self, Block};
 use crate::start::HEAP;
-use crate::tls;
+use crate::tls::{self, Inside};
 
 /// Blocks that are looked at under one lock.
 const BATCH: usize = 32;
@@ -70,7 +70,8 @@ impl Batch {
 /// the answer is `false`.
 ///
 /// Blocks that other threads allocate, move or free meanwhile may be visited or not. No lock is held while `each` runs, so
-/// it may allocate; a block that it is told of may have been freed by then, by another thread or by itself.
+/// it may allocate; a block that it is told of may have been freed by then, by another thread or by itself. Blocks that were
+/// allocated in [signal handlers](crate::in_signal_handler) are not visited.
 ///
 /// ```
 /// # use nearheap::{Config, NearHeap};
@@ -91,17 +92,28 @@ pub fn walk(each: &mut dyn FnMut(&LiveBlock)) -> bool {
     if !headed::is_on() || tls::is_nested() {
         return false;
     }
+    visit(each);
+    true
+}
+
+/// The same, where the caller knows that there are headers.
+pub(crate) fn visit(each: &mut dyn FnMut(&LiveBlock)) {
     let mut batch = Batch::default();
     let mut cursor = Cursor::default();
-    // SAFETY: `look` is called with blocks of the heap, under the lock that keeps them.
-    while HEAP.granules.walk(&mut cursor, &mut |base| unsafe { batch.add(base) }) {
+    while {
+        let _inside = Inside::enter();
+        // SAFETY: `look` is called with blocks of the heap, under the lock that keeps them.
+        HEAP.granules.walk(&mut cursor, &mut |base| unsafe { batch.add(base) })
+    } {
         batch.tell(each);
     }
     let mut at = 0;
-    // SAFETY: as above.
-    while let Some(next) = HEAP.huge.next(at, &mut |base| _ = unsafe { batch.add(base) }) {
+    while let Some(next) = {
+        let _inside = Inside::enter();
+        // SAFETY: as above.
+        HEAP.huge.next(at, &mut |base| _ = unsafe { batch.add(base) })
+    } {
         batch.tell(each);
         at = next;
     }
-    true
 }

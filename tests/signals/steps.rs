@@ -12,6 +12,15 @@ use std::time::{Duration, Instant};
 /// The CPU traps after the next instruction.
 const TRAP: i64 = 1 << 8;
 
+/// Instructions between handlers, and with them.
+const SILENCE: usize = 500;
+/// One in so many operations is looked at.
+const SHARE: usize = 7;
+/// Instructions of an operation that are looked at.
+const MOST: usize = if cfg!(debug_assertions) { 10_000 } else { 100_000 };
+static NTH: AtomicUsize = AtomicUsize::new(0);
+static OPERATION: AtomicUsize = AtomicUsize::new(0);
+
 static STEPPING: AtomicBool = AtomicBool::new(false);
 /// What the handler does, and how often.
 static BODY: AtomicUsize = AtomicUsize::new(0);
@@ -21,11 +30,17 @@ extern "C" fn on_trap(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut lib
     let flags = unsafe {
         &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_EFL as usize]
     };
-    if !STEPPING.load(Relaxed) {
+    let n = NTH.fetch_add(1, Relaxed);
+    if !STEPPING.load(Relaxed) || n > MOST {
         *flags &= !TRAP;
         return;
     }
     *flags |= TRAP;
+    // Where a handler comes after each instruction of an exchange that is tried again if another came between, it is tried for
+    // ever. So handlers are silent for a while, at other instructions in the next operation.
+    if n / SILENCE % 2 == 1 {
+        return;
+    }
     // SAFETY: only functions are stored there.
     let body: fn() = unsafe { std::mem::transmute(BODY.load(Relaxed)) };
     handle(body);
@@ -33,7 +48,9 @@ extern "C" fn on_trap(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut lib
 
 /// Does something with a handler after every instruction of it.
 fn stepped<T>(body: fn(), what: impl FnOnce() -> T) -> T {
+    let operation = OPERATION.fetch_add(1, Relaxed);
     BODY.store(body as usize, Relaxed);
+    NTH.store(operation / SHARE % 2 * SILENCE, Relaxed);
     STEPPING.store(true, Relaxed);
     // SAFETY: the first trap is the signal itself.
     unsafe { libc::raise(libc::SIGTRAP) };
@@ -61,6 +78,16 @@ struct Block {
     id: u64,
 }
 
+/// [`stepped`], or not: so that the time does for many operations of which some are looked at.
+fn sometimes<T>(what: impl FnOnce() -> T) -> T {
+    if OPERATION.load(Relaxed).is_multiple_of(SHARE) {
+        stepped(small, what)
+    } else {
+        OPERATION.fetch_add(1, Relaxed);
+        what()
+    }
+}
+
 fn small() {
     step(2000);
 }
@@ -73,11 +100,11 @@ impl Block {
         // SAFETY: no size is 0; the block has the layout's bytes.
         unsafe {
             let at = if layout.size() < 1000 && rng.below(3) == 0 {
-                let at = stepped(small, || alloc_zeroed(layout));
+                let at = sometimes(|| alloc_zeroed(layout));
                 assert!(contents::is_zero(at, layout.size()));
                 at
             } else {
-                stepped(small, || alloc(layout))
+                sometimes(|| alloc(layout))
             };
             assert!(!at.is_null() && at.addr().is_multiple_of(align));
             contents::fill(at, id, 0, layout.size());
@@ -89,7 +116,7 @@ impl Block {
         let (kept, layout) = (size.min(self.layout.size()), self.layout);
         // SAFETY: a block of this layout, filled when it was made, and a size that isn't 0.
         unsafe {
-            self.at = stepped(small, || realloc(self.at, layout, size));
+            self.at = sometimes(|| realloc(self.at, layout, size));
             contents::check(self.at, self.id, kept);
             contents::fill(self.at, self.id, kept, size);
         }
@@ -108,7 +135,7 @@ impl Block {
         // SAFETY: a block of this layout, filled when it was made.
         unsafe {
             contents::check(self.at, self.id, self.layout.size());
-            stepped(small, || dealloc(self.at, self.layout));
+            sometimes(|| dealloc(self.at, self.layout));
         }
     }
 }
@@ -136,8 +163,8 @@ pub(crate) fn every_instruction() {
             }
             1 | 5 => (0..40.min(n)).filter(goes_on).for_each(|_| blocks.swap_remove(0).free()),
             3 => exchange(&mut rng, 2000),
-            7 if rounds % 16 == 7 => stepped(small, nearheap::flush_thread),
-            7 if rounds == 15 => _ = stepped(small, nearheap::purge),
+            7 if rounds % 16 == 7 => sometimes(nearheap::flush_thread),
+            7 if rounds == 15 => _ = sometimes(nearheap::purge),
             _ => {
                 (0..20).filter(goes_on).for_each(|_| blocks.push(Block::new(&mut rng, most)));
             }
@@ -182,7 +209,7 @@ pub(crate) fn unwrapped() {
         let blocks = [(); 40].map(|()| black_box(alloc(LAYOUT)));
         blocks.into_iter().for_each(|block| dealloc(block, LAYOUT));
         // One handler, after the n-th instruction, for every n: where the thread has looked and not yet taken.
-        for n in 0..3000 {
+        for n in 0..6000 {
             static LEFT: AtomicUsize = AtomicUsize::new(0);
             LEFT.store(n, Relaxed);
             fn once() {
