@@ -32,6 +32,7 @@ fn scenario() {
         ("unwrapped", steps::unwrapped),
         ("any_thread", states::any_thread),
         ("kept", states::kept),
+        ("exact", states::exact),
         ("steady", states::steady),
         ("questions", states::questions),
         ("forked", states::forked),
@@ -61,6 +62,7 @@ fn otherwise_two_get_the_same_block() {
 #[case("kept")]
 #[case("steady")]
 #[case("questions")]
+#[case("exact")]
 #[case("forked")]
 fn what_a_handler_allocates_is_like_any_other_block(
     #[case] scenario: &str,

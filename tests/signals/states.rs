@@ -177,6 +177,31 @@ pub(crate) fn kept() {
     assert!(allocs.abs_diff(before.0) < 9 && bytes.abs_diff(before.1) < 9000);
 }
 
+/// Frees that waited for the operation that finds its slot empty: each is counted, and its block is used again.
+pub(crate) fn exact() {
+    let mut blocks = [ptr::null_mut(); 400];
+    let in_use = || {
+        let t = nearheap::stats().totals;
+        t.allocs - t.frees
+    };
+    let before = in_use();
+    for _ in 0..20 {
+        for block in &mut blocks {
+            // SAFETY: the layout has a size.
+            let other = unsafe {
+                *block = black_box(alloc(HUNDRED));
+                black_box(alloc(HUNDRED))
+            };
+            KEPT.store(other, Relaxed);
+            // SAFETY: the block of above, which nobody uses.
+            signalled(|| unsafe { dealloc(KEPT.load(Relaxed), HUNDRED) });
+        }
+        // SAFETY: blocks of above, each once.
+        blocks.iter().for_each(|&block| unsafe { dealloc(block, HUNDRED) });
+    }
+    assert_eq!(in_use(), before);
+}
+
 /// A handler that goes on for as long as an hour at a kHz, and blocks that go from it to the program: nothing grows.
 pub(crate) fn steady() {
     contents::prepare();
