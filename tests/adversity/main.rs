@@ -69,7 +69,7 @@ fn it_survives(#[case] campaign: &str) {
     survives(child(campaign));
 }
 
-/// With one lock for all threads' memory, too: the handlers find it held.
+/// Wherever the threads are, also under the locks of the heap. (With one thread and one shard, `signals` looks at each instruction.)
 #[rstest]
 fn it_survives_handlers_that_allocate(
     #[values("1000", "20000")] hz: &str,
