@@ -161,10 +161,14 @@ fn small_twice_with_a_purge_between() {
 
 fn small_twice_by_two_threads() {
     let block = block(SMALL) as usize;
+    // What it takes to start the second thread would get the block that the first has freed.
+    let start = &Barrier::new(2);
     thread::scope(|s| {
         for _ in 0..2 {
-            let free = move || free_address(block, SMALL);
-            s.spawn(free);
+            s.spawn(move || {
+                start.wait();
+                free_address(block, SMALL);
+            });
         }
     });
 }

