@@ -51,8 +51,8 @@ fn scenario() {
         ("other_thread", other_thread),
         ("other_thread_ended", other_thread_ended),
         ("node_twice", node_twice),
-        ("after_one", || free_beside(1)),
-        ("before_one", || free_beside(-1)),
+        ("after_one", after_one),
+        ("in_free_pages", in_free_pages),
         ("resized_after", resized_after),
         ("moved_after", moved_after),
         ("as_smaller", || free_as(SMALL, 48)),
@@ -267,11 +267,20 @@ fn node_twice() {
     say("went on\n");
 }
 
-/// A place beside a block, where the heap has one that it has given to nobody yet, or nothing.
-fn free_beside(n: isize) {
+/// The place after a block, where the heap has one that it has given to nobody yet.
+fn after_one() {
     let block = block(RARE);
     say("once\n");
-    free_at(block.wrapping_offset(n * RARE as isize), RARE);
+    free_at(block.wrapping_add(RARE), RARE);
+}
+
+/// A place where nobody has had a block of that size, in pages that are free again.
+fn in_free_pages() {
+    let span = block(SPAN);
+    // SAFETY: a block of this layout.
+    unsafe { dealloc(span, layout(SPAN)) };
+    say("once\n");
+    free_at(span.wrapping_add(3 * 4096), RARE);
 }
 
 /// A freed block is to grow where it stands.
@@ -370,7 +379,7 @@ const WRONG: &str = "wrong layout: the block has another size";
 #[case("other_thread_ended", SMALL)]
 #[case("node_twice", SMALL)]
 #[case("after_one", RARE)]
-#[case("before_one", RARE)]
+#[case("in_free_pages", RARE)]
 #[case("resized_after", SPAN)]
 #[case("moved_after", SMALL)]
 fn a_second_free_is_found_at_once(#[case] scenario: &str, #[case] class: usize) {
