@@ -94,8 +94,8 @@ fn any_one_call_may_be_refused() {
         assert!(accounts.refused_maps + accounts.refused_others <= 1, "one call: {accounts:?}");
         assert_eq!(accounts.mapped, program.os().mapped(), "call {n}: {accounts:?}");
     }
-    // Fewer under an emulator, where every mapping lies at once as it should.
-    assert!(refused > 80, "the script makes {refused} calls");
+    // Twice as many where mappings have to be cut to lie as they should.
+    assert!(refused > 40, "the script makes {refused} calls");
 }
 
 #[test]
