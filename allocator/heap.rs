@@ -30,7 +30,7 @@ use nearheap_numa::{Os, const_unless_loom};
 const CACHE_FLOOR: usize = 32 << 10;
 const CACHE_SHARE: usize = 8;
 /// Where each may hold a page of its own, a smaller share of what is out.
-const SPARSE_SHARE: usize = 256;
+const SPARSE_SHARE: usize = 1024;
 
 /// Beyond the share of each, the magazines may keep as much as free pages are kept at least, and a part of what is
 /// committed.
@@ -51,6 +51,8 @@ pub(crate) struct Heap<O> {
     kept_at: AtomicUsize,
     /// Few blocks are in use on many pages.
     pub(crate) sparse: AtomicBool,
+    /// A thread found another one purging.
+    pub(crate) purge_wanted: AtomicBool,
     pub(crate) huge: Huge,
     pub(crate) registry: Lock<Registry>,
     pub(crate) ledger: Ledger,
@@ -133,6 +135,7 @@ impl<O: Os> Heap<O> {
                 depots: PerPart::new(Depot::new()),
                 kept_at: AtomicUsize::new(0),
                 sparse: AtomicBool::new(false),
+                purge_wanted: AtomicBool::new(false),
                 huge: Huge::new(),
                 registry: Lock::new(Registry::new()),
                 ledger: Ledger::new(),
