@@ -218,6 +218,8 @@ pub(crate) fn unwrapped() {
                 }
             }
             SEEN.store(0, Relaxed);
+            // An operation that doesn't begin with a silence.
+            OPERATION.store(0, Relaxed);
             let block = stepped(once, || black_box(alloc(LAYOUT)));
             let other = ptr::with_exposed_provenance_mut::<u8>(SEEN.load(Relaxed));
             if block == other {
