@@ -176,7 +176,9 @@ pub(crate) fn every_instruction() {
     blocks.drain(..).for_each(Block::free_unstepped);
     let steps = STEPS.load(Relaxed);
     // The first operations of a thread. (While it ends, the C library lets no signal in.)
-    for _ in 0..3 {
+    for i in 0..4 {
+        // Half of them begin with a silence.
+        OPERATION.store(i * SHARE, Relaxed);
         let thread = std::thread::spawn(|| {
             stepped(small, || drop(black_box(vec![1_u8; 100])));
         });
