@@ -78,7 +78,9 @@ pub(crate) fn own_cache(inside: &Inside) -> Option<&'static Cache> {
 fn begin(inside: &Inside, config: &Config) -> Option<&'static Cache> {
     inside.set(&Standing::Gone);
     start(config);
-    let cache = HEAP.enroll();
+    // A handler may have come between this thread's look at its pointer and now, and have made it a cache.
+    let made = if cfg!(feature = "signals") { registered() } else { None };
+    let cache = made.or_else(|| HEAP.enroll());
     let registered = cache.is_some_and(register_exit);
     match cache {
         Some(_) if registered && headed::is_on() => inside.set(&Standing::Headed),
