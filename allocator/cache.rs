@@ -423,8 +423,8 @@ impl HugeCounts {
     pub(crate) fn count(&self, alloc: bool, bytes: usize) {
         let (count, sum) =
             if alloc { (&self.allocs, &self.allocated) } else { (&self.frees, &self.freed) };
-        count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        sum.store(sum.load(Ordering::Relaxed).wrapping_add(bytes as u64), Ordering::Relaxed);
+        add(count, 1);
+        add(sum, bytes as u64);
     }
 }
 

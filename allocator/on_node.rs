@@ -4,14 +4,14 @@
 //! Its blocks are blocks of the one heap, of the part that the node has: they come from the part's magazines and segments,
 //! past the thread's cache, and go back there, whoever frees them.
 
-use crate::cache::Cache;
 use crate::config::Config;
 use crate::fault::survive;
 use crate::global::{NearHeap, resize_or_move};
 use crate::hardened;
 use crate::headed;
 use crate::heap::cleared;
-use crate::start::{self, HEAP};
+use crate::process::cache;
+use crate::start::HEAP;
 use crate::testing;
 use crate::tls::{self, Inside};
 use core::alloc::{GlobalAlloc, Layout};
@@ -83,11 +83,6 @@ impl NodeHeap {
         }
         found
     }
-}
-
-/// The calling thread's cache, which counts.
-fn cache(inside: &Inside) -> Option<&'static Cache> {
-    start::arrive(inside, &Config::new())
 }
 
 // SAFETY: as for `NearHeap`: the blocks are those of the same heap.

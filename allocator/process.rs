@@ -12,7 +12,7 @@ use nearheap_numa::source::Pressure;
 use nearheap_stats::{EachThread, Snapshot};
 
 /// The calling thread's cache, made if it has none; the heap is started if it wasn't.
-fn cache(inside: &Inside) -> Option<&'static Cache> {
+pub(crate) fn cache(inside: &Inside) -> Option<&'static Cache> {
     start::arrive(inside, &Config::new())
 }
 

@@ -20,8 +20,8 @@
 //! in use has halved. Meanwhile magazines keep nothing, and the caches of other threads are emptied as well when those
 //! free.
 //!
-//! U1: one thread purges at a time; the others go on, and it looks again for what they freed meanwhile. No shard's lock is held across the kernel's work: the pages are
-//! taken like blocks, purged, and given back.
+//! U1: one thread purges at a time; the others go on, and it looks again for what they freed meanwhile. No shard's lock is
+//! held across the kernel's work: the pages are taken like blocks, purged, and given back.
 
 use crate::cache::Cache;
 use crate::class::Slot;
